@@ -1,0 +1,34 @@
+"""EngineClient: how the server, the CLI and tests talk to an engine, in this process or in its own."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from headway.engine.messages import ModelInfo, RequestEvent, Stats, Submit
+
+
+class EngineClient(Protocol):
+    """One interface, two implementations: `InProcessClient` and `ProcessClient`."""
+
+    info: ModelInfo
+
+    def generate(self, submit: Submit) -> AsyncIterator[RequestEvent]:
+        """Submit a request and yield its events until it ends.
+
+        Closing the iterator early (a client that left, a stop string that matched) aborts the request.
+
+        Raises:
+            RequestError, QueueFull, RequestFailed, EngineDead: on the first or any later event.
+        """
+        ...
+
+    def stats(self) -> Stats:
+        """The newest counters and gauges; no round trip."""
+        ...
+
+    def is_alive(self) -> bool:
+        """Whether the engine runs and has shown life within the watchdog's time."""
+        ...
+
+    async def close(self) -> None:
+        """End the engine; requests still running end with EngineDead."""
+        ...

@@ -1,0 +1,248 @@
+"""Needle's tasks: a haystack, facts in it, questions about them. The same generator trains and evaluates."""
+
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from headway.engine.needle import phrases
+from headway.engine.needle.coding import Coder, Pieces
+from headway.engine.needle.haystacks import fill, filler, key, lead, number
+
+
+@dataclass
+class Question:
+    """One user turn and its answer; `prefix` is assistant text given, not asked for."""
+
+    ask: Pieces
+    answer: Pieces
+    prefix: Pieces = field(default_factory=list)
+
+
+@dataclass
+class Sample:
+    """A chat: optional system turn, a haystack in the first user turn, questions."""
+
+    context: Pieces
+    questions: list[Question]
+    system: Pieces = field(default_factory=list)
+    joint: str = "\n"
+    question_first: bool = False
+    chat: bool = True
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to generate. `count` is the number of keys, or None for as many as `density` of the room holds."""
+
+    keys: str = "noun"
+    needles: str = "line"
+    filler: str = "none"
+    separator: str = "\n"
+    count: int | None = None
+    density: float = 1.0
+    values_per_key: int = 1
+    queries: int = 1
+    hops: int = 0
+    questions: int = 1
+    question_share: float = 0.0
+    layout: str = "plain"
+
+
+def _answer(values: list[str]) -> Pieces:
+    out: Pieces = [values[0]]
+    for value in values[1:]:
+        out += [",", *lead([value])]
+    return out
+
+
+def _joined(keys: list[Pieces]) -> Pieces:
+    out = list(keys[0])
+    for i, k in enumerate(keys[1:], 2):
+        out += [" and", *lead(k)] if i == len(keys) else [",", *lead(k)]
+    return out
+
+
+def _styles(rng: Random, spec: Spec) -> tuple[list[str], list[str], str]:
+    """Needle templates and question templates of one sample, and the type word."""
+    kind = rng.choice(phrases.TYPES)
+    if spec.needles == "line":
+        needles = [rng.choice(phrases.LINES)]
+        asks = rng.sample(phrases.SHORT_QUESTIONS, 1) if spec.layout == "short" or rng.random() < 0.3 else None
+    else:
+        needles = rng.sample(phrases.SENTENCES, 1 if rng.random() < 0.6 else 3)
+        asks = None
+    if spec.needles == "ruler":
+        needles, kind = phrases.SENTENCES[:1], "special magic number"
+    if asks is None:
+        source = phrases.QUESTIONS if spec.values_per_key * spec.queries == 1 else phrases.MANY_QUESTIONS
+        asks = rng.sample(source, 1 if rng.random() < 0.5 else 3)
+    if any("special magic" in n for n in needles) and rng.random() < 0.8:
+        kind = "special magic number"
+    return [n.replace("{t}", kind) for n in needles], [a.replace("{t}", kind) for a in asks], kind
+
+
+def _assemble(rng: Random, spec: Spec, needles: list[Pieces], fillers: list[Pieces]) -> Pieces:
+    """Needles at random depths between the filler units, in their order."""
+    units = fillers
+    if needles and fillers:
+        at = sorted(rng.choices(range(len(fillers) + 1), k=len(needles)))
+        units, done = [], 0
+        for needle, depth in zip(needles, at, strict=True):
+            units += [*fillers[done:depth], needle]
+            done = depth
+        units += fillers[done:]
+    elif needles:
+        units = needles
+    context: Pieces = []
+    for i, unit in enumerate(units):
+        if not i:
+            context += unit
+        elif spec.separator == " ":
+            context += lead(unit)
+        else:
+            context += [spec.separator, *unit]
+    return context
+
+
+def _frame(rng: Random, spec: Spec, sample: Sample) -> Sample:
+    """Adds a system turn, an introduction and other wordings around the context."""
+    if spec.layout != "free":
+        return sample
+    if rng.random() < 0.5:
+        sample.context = [rng.choice(phrases.INTROS), rng.choice(("\n", "\n\n")), *sample.context]
+    if rng.random() < 0.2:
+        sample.context += [rng.choice(("\n", "\n\n")), rng.choice(phrases.OUTROS)]
+    if rng.random() < 0.2:
+        sample.system = [rng.choice(phrases.SYSTEMS)]
+    sample.joint = rng.choice(("\n", "\n\n", "\n", " ")) if sample.questions[0].ask[0][0].isalpha() else "\n"
+    sample.question_first = rng.random() < 0.05
+    sample.chat = rng.random() < 0.93
+    return sample
+
+
+def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
+    """Keys with values in a haystack; the whole chat costs at most `length` tokens."""
+    templates, asks, kind = _styles(rng, spec)
+    room = int((length - 24) * (1 - spec.question_share)) - (60 if spec.layout == "free" else 0)
+    if not spec.question_share:
+        room -= 40 * spec.questions * (spec.values_per_key + spec.queries)
+    many = spec.values_per_key > 1
+    table: dict[tuple[str, ...], list[str]] = {}
+    needles: list[Pieces] = []
+    used, limit = 0, max(room * spec.density, 1)
+    misses = 0
+    while used < limit and misses < 50 and (spec.count is None or len(table) < spec.count):
+        k = key(rng, spec.keys)
+        if tuple(k) in table:
+            misses += 1
+            continue
+        values = [number(rng) for _ in range(spec.values_per_key if many and len(table) < 4 else 1)]
+        units = [fill(rng.choice(templates), k=k, v=[v]) for v in values]
+        cost = sum(len(coder.ids(u)) + 1 for u in units)
+        if table and used + cost > room:
+            break
+        table[tuple(k)] = values
+        needles += units
+        used += cost
+    # Values of one key keep their order in the answer, so shuffle the needles and read the order off.
+    order = list(range(len(needles)))
+    rng.shuffle(order)
+    owners = [(k, v) for k, vs in table.items() for v in vs]
+    shuffled: dict[tuple[str, ...], list[str]] = {k: [] for k in table}
+    for i in order:
+        shuffled[owners[i][0]].append(owners[i][1])
+    fillers = filler(rng, coder, spec.filler, room - used)
+    context = _assemble(rng, spec, [needles[i] for i in order], fillers)
+    while spec.filler != "none" and len(coder.ids(context)) > room + 8 and fillers:
+        fillers = fillers[:-1]
+        context = _assemble(rng, spec, [needles[i] for i in order], fillers)
+
+    def questions(n: int) -> list[Question]:
+        keys = list(table)
+        first = keys[: min(4, len(keys))] if many else keys
+        rng.shuffle(first)
+        out = []
+        for i in range(n):
+            if spec.queries > 1:
+                chosen = rng.sample(keys, min(spec.queries, len(keys)))
+            else:
+                chosen = [first[i % len(first)]]
+            values = [v for k in chosen for v in shuffled[k]]
+            q = Question(fill(rng.choice(asks), k=_joined([list(k) for k in chosen])), _answer(values))
+            if spec.layout == "free" and rng.random() < 0.1:
+                q.prefix = fill(rng.choice(phrases.PREFIXES).replace("{t}", kind), k=_joined([list(k) for k in chosen]))
+                q.answer = lead(q.answer)
+            out.append(q)
+        return out
+
+    n = spec.questions
+    if spec.question_share:
+        n = min(max(2 * len(table), 8), length)
+    sample = Sample(context, questions(n))
+    return _frame(rng, spec, sample)
+
+
+def tracking(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
+    """Variable tracking: chains of assignments; the question asks for all names that share a value."""
+    room = int((length - 24) * (1 - spec.question_share)) - 80
+    line, ask = rng.choice(phrases.VT_LINES), rng.choice(phrases.VT_QUESTIONS)
+    cost = 13
+    hops = min(spec.hops, max(1, room // cost - 1))
+    chains = max(1, min(spec.count or 1, room // (cost * (hops + 1))))
+    names: set[str] = set()
+    while len(names) < chains * (hops + 1):
+        names.add("".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=5)))
+    pool = sorted(names)
+    rng.shuffle(pool)
+    queues, facts = [], []
+    for c in range(chains):
+        chain, value = pool[c * (hops + 1) : (c + 1) * (hops + 1)], number(rng, 5)
+        head = line.replace("VAR {y}", "{y}")
+        units = [fill(head, x=[chain[0]], y=[value])]
+        units += [fill(line, x=[b], y=[a]) for a, b in zip(chain, chain[1:], strict=False)]
+        queues.append(units)
+        facts.append((value, chain))
+    needles: list[Pieces] = []
+    while any(queues):
+        needles.append(rng.choice([q for q in queues if q]).pop(0))
+    used = sum(len(coder.ids(u)) + 1 for u in needles)
+    context = _assemble(rng, spec, needles, filler(rng, coder, spec.filler, room - used))
+    rng.shuffle(facts)
+    questions = [
+        Question(fill(ask, v=[value]), [chain[0], *(" " + name for name in chain[1:])]) for value, chain in facts
+    ]
+    sample = Sample(context, questions if spec.question_share else questions[: spec.questions])
+    return _frame(rng, replace(spec, layout="free" if spec.layout == "free" else "plain"), sample)
+
+
+def make(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
+    """A sample of the task `spec` describes."""
+    return (tracking if spec.hops else retrieval)(rng, coder, length, spec)
+
+
+def encode(sample: Sample, coder: Coder, length: int | None = None) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of the chat and the half-open spans of its answers, end token included; stops before `length`."""
+    ids: list[int] = []
+    if sample.system and sample.chat:
+        ids += [coder.system, *coder.ids(sample.system), coder.end]
+    spans: list[tuple[int, int]] = []
+    for i, q in enumerate(sample.questions):
+        ask = coder.ids(q.ask)
+        if i == 0:
+            context, joint = coder.ids(sample.context), coder.ids([sample.joint])
+            if sample.question_first:
+                ask = [*ask, *coder.ids(["\n"]), *context]
+            elif sample.joint == " ":
+                ask = [*context, *coder.ids(lead(q.ask))]
+            else:
+                ask = [*context, *joint, *ask]
+        turn = [coder.user, *ask, coder.end, coder.assistant, *coder.ids(q.prefix)]
+        if not sample.chat:
+            glue = ["\nAnswer:"] if not q.prefix else lead(q.prefix)
+            turn = [*(coder.ids(["\n"]) if i else []), *ask, *coder.ids(glue)]
+        answer = coder.ids(q.answer if sample.chat or q.prefix else lead(q.answer))
+        if length is not None and len(ids) + len(turn) + len(answer) + 1 > length:
+            break
+        ids += turn
+        spans.append((len(ids), len(ids) + len(answer) + 1))
+        ids += [*answer, coder.end]
+    return ids, spans

@@ -1,0 +1,114 @@
+"""Sequence: one request while the engine works on it."""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+from headway.engine.errors import ContextTooLong, RequestError
+from headway.engine.messages import FinishReason, ModelInfo, Submit
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One prompt and what has been generated for it.
+
+    Attributes:
+        tokens: prompt, then generated token ids.
+        computed: tokens whose KV is in the cache; a preempted sequence starts again at 0 (or at a cache hit).
+        pages: physical pages that hold those tokens, in order.
+        cached: prompt tokens that the first admission found in the prefix cache; -1 before admission.
+        rope_length: length that length-dependent RoPE is fixed at, chosen at admission.
+    """
+
+    submit: Submit
+    tokens: list[int]
+    max_tokens: int
+    rope_length: int
+    arrival: float = field(default_factory=time.monotonic)
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    cached: int = -1
+    finish_reason: FinishReason | None = None
+
+    @classmethod
+    def from_submit(cls, submit: Submit, info: ModelInfo) -> "Sequence":
+        """Check a request against the model's limits and make its sequence.
+
+        Raises:
+            RequestError: a field is out of bounds.
+            ContextTooLong: prompt and answer do not fit the context.
+        """
+        check(submit, info)
+        room = info.max_context - len(submit.prompt)
+        max_tokens = room if submit.sampling.max_tokens is None else submit.sampling.max_tokens
+        return cls(submit, list(submit.prompt), max_tokens, rope_length=len(submit.prompt) + max_tokens)
+
+    @property
+    def request_id(self) -> str:
+        """The client's id of this request."""
+        return self.submit.request_id
+
+    @property
+    def num_prompt(self) -> int:
+        """Prompt tokens."""
+        return len(self.submit.prompt)
+
+    @property
+    def num_generated(self) -> int:
+        """Generated tokens."""
+        return len(self.tokens) - len(self.submit.prompt)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens still to compute before the next one can be sampled."""
+        return len(self.tokens) - self.computed
+
+
+def check(submit: Submit, info: ModelInfo) -> None:
+    """Refuse what would break the engine, whoever sent it.
+
+    Raises:
+        RequestError: names the field and what is allowed.
+    """
+    prompt, params = submit.prompt, submit.sampling
+    if not prompt:
+        raise RequestError("the prompt must hold at least one token", "prompt")
+    if min(prompt) < 0 or max(prompt) >= info.vocab_size:
+        raise RequestError(f"token ids must lie in 0…{info.vocab_size - 1}", "prompt")
+    if len(prompt) >= info.max_context:
+        raise ContextTooLong(
+            f"the prompt has {len(prompt)} tokens; at most {info.max_context - 1} fit "
+            f"(the context of {info.max_context} includes the answer)",
+            "prompt",
+        )
+    room = info.max_context - len(prompt)
+    if params.max_tokens is not None and not 1 <= params.max_tokens <= room:
+        raise ContextTooLong(
+            f"max_tokens is {params.max_tokens}; after {len(prompt)} prompt tokens it must lie in 1…{room}",
+            "max_tokens",
+        )
+    for name, low, high in (
+        ("temperature", 0.0, 100.0),
+        ("top_p", 0.0, 1.0),
+        ("min_p", 0.0, 1.0),
+        ("repetition_penalty", 0.01, 100.0),
+        ("presence_penalty", -2.0, 2.0),
+        ("frequency_penalty", -2.0, 2.0),
+    ):
+        value = getattr(params, name)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise RequestError(f"{name} must lie in {low:g}…{high:g}, not {value}", name)
+    if params.top_p == 0.0:
+        raise RequestError("top_p must be above 0", "top_p")
+    if params.top_k < 0:
+        raise RequestError("top_k must be 0 (off) or more", "top_k")
+    if params.min_tokens < 0:
+        raise RequestError("min_tokens must be 0 or more", "min_tokens")
+    for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+        if any(not 0 <= token < info.vocab_size for token in ids):
+            raise RequestError(f"{name} holds a token id outside 0…{info.vocab_size - 1}", name)
+    if any(not -100.0 <= bias <= 100.0 for bias in params.logit_bias.values()):
+        raise RequestError("logit_bias values must lie in -100…100", "logit_bias")
+    for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+        if count is not None and not 0 <= count <= info.vocab_size:
+            raise RequestError(f"{name} must lie in 0…{info.vocab_size}", name)
