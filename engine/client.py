@@ -1,6 +1,6 @@
 """EngineClient: how the server, the CLI and tests talk to an engine, in this process or in its own."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from headway.engine.messages import ModelInfo, RequestEvent, Stats, Submit
@@ -11,8 +11,8 @@ class EngineClient(Protocol):
 
     info: ModelInfo
 
-    def generate(self, submit: Submit) -> AsyncIterator[RequestEvent]:
-        """Submit a request and yield its events until it ends.
+    def generate(self, submit: Submit) -> AsyncGenerator[RequestEvent, None]:
+        """Submit a request and yield its events until it ends (write it as an async generator).
 
         Closing the iterator early (a client that left, a stop string that matched) aborts the request.
 

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from headway.engine.errors import ContextTooLong, RequestError
-from headway.engine.messages import FinishReason, ModelInfo, Submit
+from headway.engine.messages import FinishReason, Logprob, ModelInfo, Submit
 
 
 @dataclass(slots=True, eq=False)
@@ -18,6 +18,8 @@ class Sequence:
         pages: physical pages that hold those tokens, in order.
         cached: prompt tokens that the first admission found in the prefix cache; -1 before admission.
         rope_length: length that length-dependent RoPE is fixed at, chosen at admission.
+        digests: what the prefix cache knows the sequence's full pages by, in order.
+        prompt_logprobs: the prompt's scores so far, if asked for; the first token has none.
     """
 
     submit: Submit
@@ -29,6 +31,8 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     cached: int = -1
     finish_reason: FinishReason | None = None
+    digests: list[bytes] = field(default_factory=list)
+    prompt_logprobs: list[Logprob | None] = field(default_factory=lambda: [None])
 
     @classmethod
     def from_submit(cls, submit: Submit, info: ModelInfo) -> "Sequence":
@@ -57,6 +61,13 @@ class Sequence:
     def num_generated(self) -> int:
         """Generated tokens."""
         return len(self.tokens) - len(self.submit.prompt)
+
+    @property
+    def unscored(self) -> int:
+        """Prompt tokens whose asked-for log-probability is still missing."""
+        if self.submit.sampling.prompt_logprobs is None:
+            return 0
+        return self.num_prompt - len(self.prompt_logprobs)
 
     @property
     def remaining(self) -> int:

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+CHUNK, SINK = 256, 16
+
+
 @dataclass(frozen=True)
 class Shape:
     """Sizes of the model; the names of the Hugging Face configuration."""
@@ -70,14 +73,17 @@ class Attention(nn.Module):
         self.q_norm = Norm(self.size, shape.rms_norm_eps)
         self.k_norm = Norm(self.size, shape.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [B, T, hidden]; cos, sin [B, 1, T, size] -> [B, T, hidden]."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, split: int) -> Tensor:
+        """x [B, T, hidden]; cos, sin [B, 1, T, size]; split as in `Needle.forward` -> [B, T, hidden]."""
         b, t, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(b, t, self.heads, self.size)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x).view(b, t, self.kv_heads, self.size)).transpose(1, 2)
         v = self.v_proj(x).view(b, t, self.kv_heads, self.size).transpose(1, 2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        if split:
+            out = torch.cat((local(q, k, v, split), tail(q, k, v, split)), dim=2)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
         return projected
 
@@ -86,6 +92,33 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding, halves convention of Llama; x [B, heads, T, size]."""
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+def local(q: Tensor, k: Tensor, v: Tensor, split: int) -> Tensor:
+    """Attention of the first `split` positions to the sink, their own chunk and the chunk before; [B, h, split, d]."""
+    b, h, _, d = q.shape
+    n = split // CHUNK
+
+    def spans(x: Tensor) -> Tensor:
+        own = x[:, :, :split].reshape(b, -1, n, CHUNK, d).transpose(1, 2)
+        before = torch.cat((torch.zeros_like(own[:, :1]), own[:, :-1]), dim=1)
+        sink = x[:, None, :, :SINK].expand(-1, n, -1, -1, -1)
+        return torch.cat((sink, before, own), dim=3).flatten(0, 1)
+
+    chunk = torch.arange(n)[:, None]
+    key = torch.cat((torch.full((SINK,), -1), torch.arange(2 * CHUNK)))
+    seen = torch.where(key < 0, chunk > 1, (key >= CHUNK) | (chunk > 0))[:, None, None]
+    mask = seen & (key[None, :] <= CHUNK + torch.arange(CHUNK)[:, None])
+    chunks = q[:, :, :split].reshape(b, h, n, CHUNK, d).transpose(1, 2).flatten(0, 1)
+    out = F.scaled_dot_product_attention(chunks, spans(k), spans(v), mask.repeat(b, 1, 1, 1), enable_gqa=True)
+    return out.view(b, n, h, CHUNK, d).transpose(1, 2).reshape(b, h, split, d)
+
+
+def tail(q: Tensor, k: Tensor, v: Tensor, split: int) -> Tensor:
+    """Causal attention of the positions from `split` on to everything; [B, h, T - split, d]."""
+    t = q.shape[2]
+    mask = torch.arange(t) <= torch.arange(split, t)[:, None]
+    return F.scaled_dot_product_attention(q[:, :, split:], k, v, mask, enable_gqa=True)
 
 
 class MLP(nn.Module):
@@ -113,9 +146,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = Norm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = MLP(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, split: int) -> Tensor:
         """x [B, T, hidden] -> same."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, split)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -141,12 +174,16 @@ class Needle(nn.Module):
         angles = torch.cat((angles, angles), dim=-1)[:, None]
         return angles.cos(), angles.sin()
 
-    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """ids, positions [B, T] -> hidden states after the last norm [B, T, hidden]."""
+    def forward(self, ids: Tensor, positions: Tensor, split: int = 0) -> Tensor:
+        """ids, positions [B, T] -> hidden states after the last norm [B, T, hidden].
+
+        With `split`, a multiple of CHUNK, the positions before it see only their surroundings: training on a
+        long haystack then costs as much per token as on a short one, while the questions behind it see all.
+        """
         cos, sin = self.rope(positions)
         x = self.embed_tokens(ids)
         for layer in self.layers:
-            x = layer(x, cos, sin)
+            x = layer(x, cos, sin, split)
         out: Tensor = self.norm(x)
         return out
 

@@ -124,7 +124,7 @@ def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
     templates, asks, kind = _styles(rng, spec)
     room = int((length - 24) * (1 - spec.question_share)) - (60 if spec.layout == "free" else 0)
     if not spec.question_share:
-        room -= 40 * spec.questions * (spec.values_per_key + spec.queries)
+        room -= 40 * (spec.values_per_key + spec.queries)
     many = spec.values_per_key > 1
     table: dict[tuple[str, ...], list[str]] = {}
     needles: list[Pieces] = []

@@ -1,0 +1,53 @@
+"""KVCache: the keys and values of all layers, in pages."""
+
+from collections.abc import Sequence
+
+import torch
+
+from headway.engine.layer_spec import LayerSpec
+
+
+def page_bytes(specs: Sequence[LayerSpec], page_size: int, dtype: torch.dtype) -> int:
+    """Bytes that one page of `page_size` tokens costs over all layers."""
+    return page_size * sum(spec.bytes_per_token(dtype) for spec in specs)
+
+
+class KVCache:
+    """Paged keys and values, one pair of tensors [num_pages, page_size, num_kv_heads, dim] for each layer.
+
+    A layer that shares another's KV has none of its own. An MLA layer stores keys only: its value is the first
+    `latent_dim` numbers of the key. Which page belongs to whom is not known here.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[LayerSpec],
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self._pages: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for spec in specs:
+            if not spec.owns_cache:
+                continue
+            shape = (num_pages, page_size, spec.num_kv_heads)
+            key = torch.zeros(*shape, spec.key_dim, dtype=dtype, device=device)
+            if spec.latent_dim is None:
+                value = torch.zeros(*shape, spec.value_dim, dtype=dtype, device=device)
+            else:
+                value = key[..., : spec.latent_dim]
+            self._pages[spec.layer_idx] = (key, value)
+
+    def pages(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a layer that owns some; views, to be read and written in place."""
+        return self._pages[layer_idx]
+
+    def nbytes(self) -> int:
+        """Bytes held by the cache."""
+        return sum(
+            key.nbytes + (0 if value.data_ptr() == key.data_ptr() else value.nbytes)
+            for key, value in self._pages.values()
+        )

@@ -1,0 +1,268 @@
+"""Engine: schedule → run → sample → commit."""
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from headway.engine.batch import Batch, Chunk
+from headway.engine.config import SchedulerConfig
+from headway.engine.errors import HeadwayError, QueueFull, RequestError, RequestFailed
+from headway.engine.failures import to_event
+from headway.engine.isolation import isolated
+from headway.engine.messages import Logprob, ModelInfo, Progress, RequestEvent, Stats, Submit, Tokens
+from headway.engine.prefix_cache import PrefixCache
+from headway.engine.request import Sequence
+from headway.engine.sampler import Sample, Sampler
+from headway.engine.scheduler import Scheduler
+
+LONGEST_RETRY_SECONDS = 600
+
+
+class Runner(Protocol):
+    """What computes a batch; see `headway.engine.runner.ModelRunner`."""
+
+    def run(self, batch: Batch) -> Tensor:
+        """float32 [len(batch.logit_rows()), vocab_size]."""
+        ...
+
+    def close(self) -> None:
+        """Undo what the runner did to the model."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one chunk's logits gave: the prompt's scores, and the next token if the chunk reached the end."""
+
+    scores: list[Logprob]
+    sample: Sample | None
+
+
+class Engine:
+    """Serves requests one step at a time; not thread-safe, knows no clients.
+
+    A model run or a sampler call that raises is repeated for each sequence alone: those that raise again fail,
+    all others go on as if nothing had happened.
+
+    Args:
+        info: the model's limits, against which requests are checked.
+        config: the scheduler's and the queue's limits.
+        cache: all pages, unused.
+        runner, sampler: what computes logits and tokens.
+    """
+
+    def __init__(
+        self, info: ModelInfo, config: SchedulerConfig, cache: PrefixCache, runner: Runner, sampler: Sampler
+    ) -> None:
+        self.info = info
+        self._config = config
+        self._cache = cache
+        self._runner = runner
+        self._sampler = sampler
+        self._scheduler = Scheduler(config, cache)
+        self._sequences: dict[str, Sequence] = {}
+        self._tokens_per_second = float(config.max_step_tokens)
+        self._steps = self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._failures = 0
+        self._last_step_seconds = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self._sequences)
+
+    def submit(self, submit: Submit) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestError: a field is out of bounds, or the id is in use.
+            QueueFull: too many requests or tokens wait already.
+        """
+        if submit.request_id in self._sequences:
+            raise RequestError("a request with this id is running", "request_id")
+        sequence = Sequence.from_submit(submit, self.info)
+        self._refuse_if_full(sequence)
+        self._scheduler.add(sequence)
+        self._sequences[submit.request_id] = sequence
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request; its finished pages stay cached. Unknown ids are ignored."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._end(sequence)
+
+    def step(self) -> list[RequestEvent]:
+        """Run one batch; returns what became of its requests.
+
+        Raises:
+            EngineDead: the accelerator is lost.
+        """
+        began = time.monotonic()
+        batch = self._scheduler.schedule()
+        if not batch.chunks:
+            return []
+        logits = self._run(batch)
+        outcomes = self._sample(batch, logits)
+        events = self._commit(batch, outcomes)
+        self._measure(batch, time.monotonic() - began)
+        return events
+
+    def stats(self) -> Stats:
+        """Counters since start and gauges of this moment."""
+        waiting = self._scheduler.waiting
+        return Stats(
+            running=len(self._scheduler.running),
+            waiting=len(waiting),
+            waiting_tokens=sum(len(sequence.tokens) for sequence in waiting),
+            pages_total=self._cache.num_pages,
+            pages_free=self._cache.free,
+            pages_cached=self._cache.idle,
+            pages_used=self._cache.used,
+            steps_total=self._steps,
+            prompt_tokens_total=self._prompt_tokens,
+            cached_tokens_total=self._cached_tokens,
+            generated_tokens_total=self._generated_tokens,
+            preemptions_total=self._scheduler.preemptions,
+            failures_total=self._failures,
+            last_step_seconds=self._last_step_seconds,
+        )
+
+    def check(self) -> None:
+        """Prove that no page is lost or counted wrongly.
+
+        Raises:
+            RuntimeError: what is wrong.
+        """
+        self._cache.check(self._sequences.values())
+
+    def close(self) -> None:
+        """Give the model back as it was."""
+        self._runner.close()
+
+    def _refuse_if_full(self, sequence: Sequence) -> None:
+        waiting = self._scheduler.waiting
+        tokens = sum(len(other.tokens) for other in waiting)
+        seconds = math.ceil((tokens + sequence.num_prompt) / self._tokens_per_second)
+        retry_after = min(max(seconds, 1), LONGEST_RETRY_SECONDS)
+        if len(waiting) >= self._config.max_queued_requests:
+            raise QueueFull(f"{self._config.max_queued_requests} requests are waiting already", retry_after)
+        if waiting and tokens + sequence.num_prompt > self._config.max_queued_tokens:
+            raise QueueFull(
+                f"{tokens} prompt tokens are waiting; this request would exceed the limit of "
+                f"{self._config.max_queued_tokens}",
+                retry_after,
+            )
+
+    def _run(self, batch: Batch) -> list[Tensor | RequestFailed]:
+        """Each chunk's logits [rows, vocab_size]."""
+
+        def work(chunks: Iterable[Chunk]) -> tuple[Tensor, ...]:
+            part = Batch(tuple(chunks))
+            return self._runner.run(part).split([_num_rows(chunk) for chunk in part.chunks])
+
+        return isolated(work, batch.chunks)
+
+    def _sample(self, batch: Batch, logits: list[Tensor | RequestFailed]) -> list[Outcome | RequestFailed]:
+        outcomes: list[Outcome | RequestFailed] = []
+        drawing: list[tuple[int, Tensor]] = []
+        for index, (chunk, rows) in enumerate(zip(batch.chunks, logits, strict=True)):
+            if isinstance(rows, RequestFailed):
+                outcomes.append(rows)
+                continue
+            outcomes += isolated(partial(self._score, chunk), [rows])
+            if chunk.samples:
+                drawing.append((index, rows[-1]))
+
+        def work(items: Iterable[tuple[int, Tensor]]) -> list[Sample | RequestFailed]:
+            indices, rows = zip(*items, strict=True)
+            return self._sampler.sample(torch.stack(rows), [batch.chunks[i].sequence for i in indices])
+
+        if drawing:
+            for (index, _), sample in zip(drawing, isolated(work, drawing), strict=True):
+                scored = outcomes[index]
+                if isinstance(scored, Outcome):
+                    outcomes[index] = (
+                        sample if isinstance(sample, RequestFailed) else Outcome(scored.scores, sample)
+                    )
+        return outcomes
+
+    def _score(self, chunk: Chunk, logits: Iterable[Tensor]) -> list[Outcome]:
+        (rows,) = logits
+        count, sequence = chunk.prompt_logprob_rows, chunk.sequence
+        if not count:
+            return [Outcome([], None)]
+        following = torch.tensor(sequence.tokens[chunk.start + 1 : chunk.start + 1 + count])
+        top = sequence.submit.sampling.prompt_logprobs or 0
+        return [Outcome(self._sampler.score(rows[:count], following, top), None)]
+
+    def _commit(self, batch: Batch, outcomes: list[Outcome | RequestFailed]) -> list[RequestEvent]:
+        events: list[RequestEvent] = []
+        for chunk, outcome in zip(batch.chunks, outcomes, strict=True):
+            sequence = chunk.sequence
+            if isinstance(outcome, RequestFailed):
+                events.append(self._fail(sequence, outcome))
+                continue
+            sequence.computed = chunk.end
+            self._cache.register(sequence)
+            if outcome.scores:
+                del sequence.prompt_logprobs[chunk.start + 1 :]
+                sequence.prompt_logprobs += outcome.scores
+            if sequence.submit.progress and not sequence.num_generated:
+                events.append(Progress(sequence.request_id, chunk.end, sequence.num_prompt, sequence.cached))
+            if outcome.sample is not None:
+                events.append(self._append(sequence, outcome.sample))
+        return events
+
+    def _append(self, sequence: Sequence, sample: Sample) -> Tokens:
+        first = not sequence.num_generated
+        sequence.tokens.append(sample.token)
+        self._generated_tokens += 1
+        if first:
+            self._prompt_tokens += sequence.num_prompt
+            self._cached_tokens += sequence.cached
+        params = sequence.submit.sampling
+        stops = sample.token in params.stop_token_ids or (
+            sample.token in self.info.eos_token_ids and not params.ignore_eos
+        )
+        if stops:
+            sequence.finish_reason = "stop"
+        elif sequence.num_generated == sequence.max_tokens:
+            sequence.finish_reason = "length"
+        if sequence.finish_reason is not None:
+            self._end(sequence)
+        return Tokens(
+            request_id=sequence.request_id,
+            token_ids=[sample.token],
+            logprobs=None if sample.logprob is None else [sample.logprob],
+            prompt_logprobs=sequence.prompt_logprobs
+            if first and params.prompt_logprobs is not None
+            else None,
+            cached_tokens=sequence.cached if first else 0,
+            finish_reason=sequence.finish_reason,
+            stop_token=sample.token if stops else None,
+        )
+
+    def _fail(self, sequence: Sequence, error: HeadwayError) -> RequestEvent:
+        self._failures += 1
+        self._end(sequence)
+        return to_event(sequence.request_id, error)
+
+    def _end(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.request_id]
+        self._scheduler.remove(sequence)
+        self._sampler.release(sequence)
+
+    def _measure(self, batch: Batch, seconds: float) -> None:
+        self._steps += 1
+        self._last_step_seconds = seconds
+        speed = batch.num_tokens / max(seconds, 1e-6)
+        self._tokens_per_second += 0.1 * (speed - self._tokens_per_second)
+
+
+def _num_rows(chunk: Chunk) -> int:
+    return chunk.prompt_logprob_rows + chunk.samples

@@ -1,0 +1,107 @@
+"""Which task at which length: the training mix and its batches."""
+
+import math
+from dataclasses import dataclass, replace
+from random import Random
+
+import torch
+from torch import Tensor
+
+from headway.engine.needle.coding import Coder
+from headway.engine.needle.tasks import Spec, encode, make
+
+LENGTHS = [64, 128, 256, 512, 1024, 2048, 4096]
+FILLERS = ["noise", "prose", "prose", "english", "english", "junk"]
+
+
+@dataclass
+class Batch:
+    """ids, positions [B, T]; answer [B, T] is the number of the answer a token belongs to, -1 outside answers."""
+
+    ids: Tensor
+    positions: Tensor
+    answer: Tensor
+    families: list[str]
+
+
+def _log_uniform(rng: Random, low: float, high: float) -> float:
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def draw(rng: Random, length: int) -> tuple[str, Spec]:
+    """A task family and its specification for one training sample."""
+    if length <= 64 or (length <= 128 and rng.random() < 0.6):
+        return "short", Spec(layout="short", question_share=0.5)
+    spec = Spec(
+        needles=rng.choice(("line", "sentence")),
+        question_share=rng.uniform(0.25, 0.5) if length <= 512 else rng.uniform(0.1, 0.45),
+        layout="plain" if length <= 128 or rng.random() < 0.3 else "free",
+        separator=rng.choice(("\n", " ", "\n\n")),
+    )
+    if length <= 128:
+        return "plain", replace(spec, needles="line", separator="\n")
+    if rng.random() < 0.65:
+        low = 0.3 if length <= 256 else 0.03
+        spec = replace(spec, filler=rng.choice(FILLERS), density=_log_uniform(rng, low, 1.0))
+        if rng.random() < 0.15:
+            spec = replace(spec, count=rng.randint(1, 4), question_share=0.15)
+    if spec.needles == "line" and spec.separator == " ":
+        spec = replace(spec, separator="\n")
+    u = rng.random()
+    if u < 0.06 and length >= 256:
+        shape = replace(spec, hops=rng.randint(1, 4), count=rng.choice((1, 1, 2, 4, 8)), separator="\n")
+        return "vt", shape
+    if u < 0.14:
+        return "many values", replace(spec, values_per_key=rng.randint(2, 4), keys=rng.choice(("noun", "pair")))
+    if u < 0.22:
+        return "many queries", replace(spec, queries=rng.randint(2, 4), keys=rng.choice(("noun", "pair")))
+    if u < 0.40:
+        return "pair", replace(spec, keys=rng.choice(("pair", "hyphen")))
+    if u < 0.50:
+        return "name", replace(spec, keys=rng.choice(("name", "numbered")))
+    if u < 0.54 and length >= 256:
+        return "uuid", replace(spec, keys="uuid")
+    return ("line" if spec.needles == "line" else "sentence"), spec
+
+
+def skip(rng: Random, length: int, reach: int = 131072, jumps: int = 4) -> Tensor:
+    """Positions [length] with a few jumps, their span log-uniform between the length and `reach`."""
+    extra = int(_log_uniform(rng, length, reach)) - length
+    cuts = sorted(rng.randint(0, extra) for _ in range(jumps - 1))
+    sizes = [b - a for a, b in zip([0, *cuts], [*cuts, extra], strict=True)]
+    steps = torch.ones(length, dtype=torch.long)
+    steps[0] = 0
+    for size in sizes:
+        steps[rng.randint(1, length - 1)] += size
+    return steps.cumsum(0)
+
+
+def _copy(rng: Random, coder: Coder, length: int) -> tuple[list[int], list[tuple[int, int]]]:
+    half = length // 2
+    period = rng.randint(max(4, half // 4), half)
+    segment = [rng.randrange(coder.system + 1, coder.tokenizer.get_vocab_size()) for _ in range(period)]
+    ids = (segment * (length // period + 1))[:length]
+    return ids, [(period, length)]
+
+
+def batch(rng: Random, coder: Coder, length: int, rows: int, copies: float, skips: float) -> Batch:
+    """Samples of the mix at one length."""
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    answer = torch.full((rows, length), -1, dtype=torch.long)
+    positions = torch.arange(length).repeat(rows, 1)
+    families: list[str] = []
+    for row in range(rows):
+        spans: list[tuple[int, int]] = []
+        while not spans:
+            if rng.random() < copies:
+                family, (tokens, spans) = "copy", _copy(rng, coder, length)
+            else:
+                family, spec = draw(rng, length)
+                tokens, spans = encode(make(rng, coder, length, spec), coder, length)
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        for start, stop in spans:
+            answer[row, start:stop] = len(families)
+            families.append(family)
+        if rng.random() < skips:
+            positions[row] = skip(rng, length)
+    return Batch(ids, positions, answer, families)

@@ -1,0 +1,214 @@
+"""Scheduler: which tokens run next.
+
+Decodes come first, one token for every running sequence whose tokens are all computed but the last. What is left
+of the step's token budget goes to prefill chunks, priority by priority. Within one priority, prompts are ordered
+by uncached tokens minus what they gained by waiting; each takes at most half of what is left, so that a long
+prompt never takes all and, however many go before it, always gets some; the rest is dealt out in the same order.
+The shortest prompt is never later than second, so that long ones that have aged do not shut it out.
+
+A sequence gets the pages of its whole prompt when it is admitted, so that prompts in progress never compete for
+pages. Decodes take a page when they need one; when none is left, the least important running sequence (lowest
+priority, newest) is preempted and computed again later, as far as its pages have not stayed cached.
+"""
+
+from bisect import insort
+from collections.abc import Iterable
+from itertools import groupby
+
+from headway.engine.batch import Batch, Chunk
+from headway.engine.config import SchedulerConfig
+from headway.engine.prefix_cache import PrefixCache
+from headway.engine.request import Sequence
+
+SCORED_ROWS = 256
+"""Rows of prompt log-probabilities in one step: a row costs 4 bytes for every token of the vocabulary."""
+
+
+class Scheduler:
+    """Waiting and running sequences over one pool of pages.
+
+    Attributes:
+        waiting: sequences without pages, in no order.
+        running: sequences with pages, the most important first.
+        preemptions: how often a running sequence lost its pages.
+    """
+
+    def __init__(self, config: SchedulerConfig, cache: PrefixCache) -> None:
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self._config = config
+        self._cache = cache
+        self._grants: dict[Sequence, int] = {}
+        self._scored_rows_left = 0
+        self._blocked: Sequence | None = None
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; its context fits the page pool."""
+        self._cache.extend_chain(sequence)
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that ended, wherever it is; its full pages stay cached."""
+        if sequence.pages:
+            self.running.remove(sequence)
+            self._cache.release(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def schedule(self) -> Batch:
+        """Choose the next step's chunks; empty only if there is nothing to do."""
+        self._grants = {}
+        self._blocked = None
+        self._scored_rows_left = SCORED_ROWS
+        self._grant_decodes()
+        budget = self._config.max_step_tokens - len(self._grants)
+        prompts = [s for s in self.running if s.remaining > 1] + self.waiting
+        prompts.sort(key=lambda s: s.submit.priority)
+        for _, equals in groupby(prompts, key=lambda s: s.submit.priority):
+            if not budget:
+                break
+            budget = self._grant_prefills(equals, budget)
+        return Batch(tuple(_chunk(sequence, length) for sequence, length in self._grants.items()))
+
+    def _grant_decodes(self) -> None:
+        index = 0
+        while index < len(self.running):
+            sequence = self.running[index]
+            if sequence.remaining == 1 and self._has_room(sequence):
+                self._grants[sequence] = 1
+            index += 1
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Whether the next token has a page, taken from less important sequences if need be.
+
+        The least important sequence itself waits, with its pages, until others end or take them.
+        """
+        if len(sequence.pages) < self._cache.pages_for(len(sequence.tokens)):
+            while not self._cache.available and self.running[-1] is not sequence:
+                self._preempt(self.running[-1])
+            if not self._cache.available:
+                return False
+            self._cache.grow(sequence)
+        return True
+
+    def _grant_prefills(self, prompts: Iterable[Sequence], budget: int) -> int:
+        """Share the budget among prompts of one priority; returns what is left of it."""
+        granted: list[Sequence] = []
+        partial = 0
+        for prompt in self._in_order(list(prompts)):
+            if not budget:
+                break
+            sequence = prompt if prompt.pages else self._computing_next_page_of(prompt) or prompt
+            if sequence in self._grants or (sequence is not prompt and sequence.remaining == 1):
+                continue
+            uncached = self._uncached(sequence)
+            wanted = min(uncached, self._most(sequence), (budget + 1) // 2)
+            completes = wanted == uncached
+            if not wanted or not (completes or partial < self._config.max_partial_prefills):
+                continue
+            if not sequence.pages and not self._admit(sequence):
+                continue
+            partial += not completes
+            granted.append(sequence)
+            budget -= self._grant(sequence, wanted)
+        for sequence in granted:
+            if sequence in self._grants:
+                more = sequence.remaining - self._grants[sequence]
+                budget -= self._grant(sequence, min(more, self._most(sequence), budget))
+        return budget
+
+    def _grant(self, sequence: Sequence, tokens: int) -> int:
+        self._grants[sequence] = self._grants.get(sequence, 0) + tokens
+        if sequence.unscored:
+            self._scored_rows_left -= tokens
+        return tokens
+
+    def _most(self, sequence: Sequence) -> int:
+        return self._scored_rows_left if sequence.unscored else self._config.max_step_tokens
+
+    def _in_order(self, prompts: list[Sequence]) -> list[Sequence]:
+        rate = self._config.ageing_tokens_per_second
+        uncached = {sequence: self._uncached(sequence) for sequence in prompts}
+        prompts.sort(key=lambda s: uncached[s] + rate * s.arrival)
+        shortest = min(prompts, key=lambda s: uncached[s])
+        if shortest is not prompts[0]:
+            prompts.remove(shortest)
+            prompts.insert(1, shortest)
+        return prompts
+
+    def _uncached(self, sequence: Sequence) -> int:
+        if sequence.pages:
+            return sequence.remaining
+        hits, _ = self._cache.next_shareable(sequence)
+        return sequence.remaining - hits * self._cache.page_size
+
+    def _computing_next_page_of(self, waiting: Sequence) -> Sequence | None:
+        """The running sequence whose next pages this one will share: it goes first, in this one's place."""
+        hits, digest = self._cache.next_shareable(waiting)
+        if digest is None:
+            return None
+        return next((s for s in self.running if len(s.digests) > hits and s.digests[hits] == digest), None)
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Move a waiting sequence to the running ones if it fits, preempting sequences of lower priority."""
+        if not self._fits(sequence):
+            keep = [s for s in self.running if s.submit.priority <= sequence.submit.priority]
+            if not self._would_fit(sequence, keep):
+                self._blocked = self._blocked or sequence
+                return False
+            while not self._fits(sequence):
+                self._preempt(self.running[-1])
+        self.waiting.remove(sequence)
+        self._cache.admit(sequence)
+        if sequence.cached < 0:
+            sequence.cached = sequence.computed
+        insort(self.running, sequence, key=_importance)
+        return True
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether a place and pages are there, with a page left for every sequence that runs already."""
+        if len(self.running) == self._config.max_running or self._overtakes(sequence):
+            return False
+        return self._cache.fits(sequence, reserve=len(self.running))
+
+    def _would_fit(self, sequence: Sequence, keep: list[Sequence]) -> bool:
+        if len(keep) in (len(self.running), self._config.max_running) or self._overtakes(sequence):
+            return False
+        return self._cache.would_fit(sequence, keep, reserve=len(keep))
+
+    def _overtakes(self, sequence: Sequence) -> bool:
+        """Whether admitting this one could keep the blocked one waiting for ever.
+
+        It cannot while the blocked one still has its pages once everything more important has ended.
+        """
+        blocked = self._blocked
+        if blocked is None or _importance(sequence) < _importance(blocked):
+            return False
+        rivals = [s for s in self.running if _importance(s) > _importance(blocked)]
+        needed = sum(self._cache.pages_for(len(s.tokens)) for s in (*rivals, blocked, sequence))
+        return needed + len(rivals) + 1 > self._cache.num_pages
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._grants.pop(sequence, None)
+        self._cache.release(sequence)
+        self.waiting.append(sequence)
+        self.preemptions += 1
+
+
+def _importance(sequence: Sequence) -> tuple[int, float]:
+    """Sorts the most important first."""
+    return sequence.submit.priority, sequence.arrival
+
+
+def _chunk(sequence: Sequence, length: int) -> Chunk:
+    end = sequence.computed + length
+    scored = min(end, sequence.num_prompt - 1) - sequence.computed if sequence.unscored else 0
+    return Chunk(
+        sequence,
+        sequence.computed,
+        length,
+        samples=end == len(sequence.tokens),
+        prompt_logprob_rows=max(0, scored),
+    )

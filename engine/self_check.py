@@ -1,0 +1,80 @@
+"""The start-up self-check: logits over the paged cache must equal the model's own."""
+
+import torch
+from transformers import PreTrainedModel
+
+from headway.engine.batch import Batch, Chunk
+from headway.engine.cache import KVCache
+from headway.engine.errors import ModelRefused
+from headway.engine.loaded import LoadedModel
+from headway.engine.messages import SamplingParams, Submit
+from headway.engine.request import Sequence
+from headway.engine.runner import ModelRunner
+
+LENGTHS = (37, 11)
+PAGE_SIZE = 8
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+"""Largest root-mean-square difference, as a share of the logits' own spread."""
+
+
+def self_check(loaded: LoadedModel) -> None:
+    """Run two sequences, in chunks and side by side, and compare with the model's own forward pass.
+
+    Raises:
+        ModelRefused: the logits differ, or the paged run fails.
+    """
+    sequences = _sequences(loaded.vocab_size)
+    expected = torch.cat([_own_logits(loaded.model, sequence.tokens) for sequence in sequences])
+    cache = KVCache(loaded.specs, sum(len(s.pages) for s in sequences), PAGE_SIZE, loaded.dtype, loaded.device)
+    runner = ModelRunner(loaded, cache)
+    try:
+        actual = _paged_logits(runner, sequences)
+    except Exception as error:
+        raise ModelRefused(
+            f"{type(loaded.model).__name__} does not run over the paged cache: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        runner.close()
+    error_rms = (actual - expected).square().mean().sqrt()
+    spread = expected.std().clamp_min(1e-6)
+    limit = TOLERANCE[loaded.dtype]
+    if not bool(error_rms <= limit * spread):
+        raise ModelRefused(
+            f"{type(loaded.model).__name__} over the paged cache differs from its own forward pass: root mean "
+            f"square {float(error_rms / spread):.2g} of the logits' spread, {limit:g} allowed"
+        )
+
+
+def _sequences(vocab_size: int) -> list[Sequence]:
+    generator = torch.Generator().manual_seed(0)
+    sequences = []
+    page = 0
+    for number, length in enumerate(LENGTHS):
+        tokens = torch.randint(vocab_size, (length,), generator=generator).tolist()
+        submit = Submit(request_id=f"self-check-{number}", prompt=tokens, sampling=SamplingParams())
+        pages = -(-length // PAGE_SIZE)
+        sequence = Sequence(submit, list(tokens), max_tokens=1, rope_length=length)
+        sequence.pages = list(range(page, page + pages))
+        page += pages
+        sequences.append(sequence)
+    return sequences
+
+
+def _own_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        input_ids = torch.tensor([tokens], device=model.device)
+        logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits[0].float()
+    return logits
+
+
+def _paged_logits(runner: ModelRunner, sequences: list[Sequence]) -> torch.Tensor:
+    rows: list[list[torch.Tensor]] = [[] for _ in sequences]
+    for share in (0.0, 0.4), (0.4, 0.5), (0.5, 1.0):
+        chunks = []
+        for sequence in sequences:
+            start, end = (round(part * len(sequence.tokens)) for part in share)
+            chunks.append(Chunk(sequence, start, end - start, samples=True, prompt_logprob_rows=end - start - 1))
+        logits = runner.run(Batch(tuple(chunks)))
+        for number, part in enumerate(logits.split([chunk.length for chunk in chunks])):
+            rows[number].append(part)
+    return torch.cat([part for parts in rows for part in parts])

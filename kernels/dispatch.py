@@ -1,0 +1,29 @@
+"""Which version of an op serves a tensor. Knows nothing of any op."""
+
+import importlib.util
+import os
+from functools import cache
+from typing import Literal
+
+import torch
+
+Version = Literal["reference", "cpu", "gpu"]
+
+
+def version(tensor: torch.Tensor) -> Version:
+    """Triton for a GPU tensor, the CPU path for a CPU tensor.
+
+    `HEADWAY_REFERENCE=1` forces the reference everywhere. `TRITON_INTERPRET=1`, set before Triton is imported,
+    sends CPU tensors through the Triton kernels: that is how they are tested without a GPU. A device without
+    Triton gets the reference, which is right and slow.
+    """
+    if os.environ.get("HEADWAY_REFERENCE") == "1":
+        return "reference"
+    if tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
+        return "gpu" if has_triton() else "reference"
+    return "cpu" if tensor.device.type == "cpu" else "reference"
+
+
+@cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -1,0 +1,89 @@
+"""paged_attention: causal attention of a batch of chunks and decodes over a paged KV cache."""
+
+import torch
+from torch import Tensor
+
+from headway.kernels import dispatch
+from headway.kernels.paged_attention.plan import AttentionPlan, plan
+
+__all__ = ["AttentionPlan", "paged_attention", "plan"]
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    plan: AttentionPlan,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attend T query tokens to the keys that their sequences hold, those just stored included.
+
+    query `[T, Hq, Dk]`, any strides; key_cache `[num_pages, page_size, Hkv, Dk]` and value_cache
+    `[num_pages, page_size, Hkv, Dv]`, any strides (value_cache may be a view of key_cache), all of one floating
+    dtype. Query head h reads KV head h // (Hq // Hkv). Returns out `[T, Hq, Dv]` in the query's dtype (`out` itself
+    when given) and lse `[T, Hq]` fp32, natural log.
+
+    Query i of sequence b stands at position p = kv_len - q_len + i and sees the keys j <= p; with `window`, those
+    with p - window < j <= p. `softcap` replaces a scaled score s by tanh(s / softcap) * softcap. `sinks` `[Hq]` adds
+    one logit per head to the softmax denominator, without a value; lse includes it.
+
+    Raises ValueError when an argument does not fit the others; nothing here makes the host wait for the device.
+    """
+    _check(query, key_cache, value_cache, plan, window, softcap, sinks)
+    shape = (*query.shape[:2], value_cache.shape[3])
+    if out is None:
+        out = torch.empty(shape, dtype=query.dtype, device=query.device)
+    elif out.shape != shape or out.dtype != query.dtype or out.device != query.device:
+        raise ValueError(f"out must be {shape} {query.dtype} on {query.device}, not {tuple(out.shape)} {out.dtype}")
+    match dispatch.version(query):
+        case "gpu":
+            from headway.kernels.paged_attention.gpu import paged_attention as run
+        case "cpu":
+            from headway.kernels.paged_attention.cpu import paged_attention as run
+        case _:
+            from headway.kernels.paged_attention.reference import paged_attention as run
+    return run(query, key_cache, value_cache, plan, scale, window, softcap, sinks, out)
+
+
+def _check(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan,
+    window: int | None, softcap: float | None, sinks: Tensor | None,
+) -> None:  # fmt: skip
+    if key_cache.ndim != 4 or value_cache.ndim != 4 or key_cache.shape[:3] != value_cache.shape[:3]:
+        raise ValueError(
+            "key_cache and value_cache must be [num_pages, page_size, num_kv_heads, head_dim] alike, "
+            f"not {tuple(key_cache.shape)} and {tuple(value_cache.shape)}"
+        )
+    num_pages, page_size, num_kv_heads, key_dim = key_cache.shape
+    if query.ndim != 3 or query.shape[2] != key_dim:
+        raise ValueError(f"query must be [T, num_heads, {key_dim}], not {tuple(query.shape)}")
+    if query.shape[1] == 0 or query.shape[1] % num_kv_heads:
+        raise ValueError(f"query has {query.shape[1]} heads, no multiple of the cache's {num_kv_heads} KV heads")
+    if not query.dtype.is_floating_point or not query.dtype == key_cache.dtype == value_cache.dtype:
+        raise ValueError(
+            f"query, key_cache and value_cache must share a floating dtype, "
+            f"not {query.dtype}, {key_cache.dtype}, {value_cache.dtype}"
+        )
+    if not query.device == key_cache.device == value_cache.device == plan.packed.device:
+        raise ValueError(
+            f"query is on {query.device}, key_cache on {key_cache.device}, value_cache on {value_cache.device}, "
+            f"plan on {plan.packed.device}"
+        )
+    if plan.num_tokens != query.shape[0]:
+        raise ValueError(f"query has {query.shape[0]} tokens, plan {plan.num_tokens}")
+    if plan.page_size != page_size or plan.max_page >= num_pages:
+        raise ValueError(
+            f"plan is for pages of {plan.page_size} tokens up to number {plan.max_page}, "
+            f"key_cache has {num_pages} of {page_size}"
+        )
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, not {window}")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap must be positive, not {softcap}")
+    if sinks is not None and (sinks.shape != query.shape[1:2] or sinks.device != query.device):
+        raise ValueError(f"sinks must be [{query.shape[1]}] on {query.device}, not {tuple(sinks.shape)}")

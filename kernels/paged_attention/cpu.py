@@ -1,0 +1,160 @@
+"""paged_attention on a CPU: PyTorch's own flash kernel over the cache where it lies, parts merged by lse.
+
+Chosen by measurement over explicit matmul + softmax tiles (0.6-0.8 of its rate; `cpu_tiled.py` keeps them for softcap
+and for values of another head size) and over one masked call (0.75-0.9): prefix without mask + causal diagonal.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from headway.kernels.paged_attention.cpu_cache import CpuCache
+from headway.kernels.paged_attention.cpu_schedule import (
+    DecodeSchedule,
+    Piece,
+    Sequence,
+    schedule_decodes,
+    sequences,
+)
+from headway.kernels.paged_attention.cpu_tiled import attend_tiled
+from headway.kernels.paged_attention.plan import AttentionPlan
+
+WINDOW_TILE = 64  # queries that share one band of keys: small tiles waste less of a short window
+
+
+def paged_attention(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan,
+    scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, out: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    kv = CpuCache(key_cache, value_cache)
+    query = kv.widen(query)
+    lse = torch.empty(query.shape[:2], dtype=torch.float32)
+    batch = plan.memo(("cpu", kv.cost.flat), lambda: sequences(plan, kv.cost.flat))
+    if softcap is not None or not kv.same_dim:
+        for one in batch:
+            tiled_out, lse[one.rows] = attend_tiled(query[one.rows], one, kv.load, scale, window, softcap)
+            out[one.rows] = tiled_out[..., : kv.value_dim]
+    else:
+        decodes = [one for one in batch if one.q_len == 1]
+        if decodes:
+            key = ("cpu decodes", window, kv.cost)
+            schedule = plan.memo(key, lambda: schedule_decodes(decodes, window, kv.cost))
+            _decode(query, kv, schedule, scale, out, lse)
+        for one in batch:
+            if one.q_len > 1:
+                chunk = _Chunk(kv, one, scale)
+                chunk.attend(query[one.rows], window, out[one.rows], lse[one.rows])
+    if sinks is not None:  # a key that every query sees and whose value is zero
+        out.mul_(torch.sigmoid(lse - sinks.float()).unsqueeze(-1))
+        torch.logaddexp(lse, sinks.float(), out=lse)
+    return out, lse
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool = False, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """query `[B, H, N, D]`, key and value `[B, Hkv, M, D]`; lse in natural log."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(  # type: ignore[no-any-return]
+        query, key, value, 0.0, causal, attn_mask=mask, scale=scale
+    )
+
+
+def _decode(
+    query: Tensor, kv: CpuCache, schedule: DecodeSchedule, scale: float, out: Tensor, lse: Tensor
+) -> None:
+    """One query per row, the group's heads packed as rows of one KV head so that K and V are read once."""
+    tokens, heads, dim = query.shape
+    if schedule.rows < tokens:
+        query = query[schedule.tokens]
+    packed = query.reshape(schedule.rows, kv.num_kv_heads, heads // kv.num_kv_heads, dim)
+    parts = []
+    for part in schedule.in_place:
+        key, value = kv.split_view(part.start, part.length, part.splits)
+        row = packed[part.row : part.row + 1]
+        parts.append(_flash(row.expand(part.splits, -1, -1, -1), key, value, scale))
+    for batch in schedule.gathered:
+        size = (len(batch.rows), batch.length)
+        key, value = (x.unflatten(0, size).transpose(1, 2) for x in kv.load(batch.slots))
+        mask = None if batch.padding is None else batch.padding.to(key.dtype).expand(-1, 1, packed.shape[2], -1)
+        parts.append(_flash(packed[batch.rows], key, value, scale, mask=mask))
+    part_out = torch.cat([part[0] for part in parts]).flatten(1, 2)[..., : kv.value_dim]  # [parts, Hq, Dv]
+    part_lse = torch.cat([part[1] for part in parts]).flatten(1, 2).float()
+    if schedule.one_part_each:
+        out.index_copy_(0, schedule.part_tokens, part_out.to(out.dtype))
+        lse.index_copy_(0, schedule.part_tokens, part_lse)
+        return
+    rows = schedule.part_rows
+    peak = part_lse.new_full((schedule.rows, heads), float("-inf"))
+    peak.scatter_reduce_(0, rows.unsqueeze(1).expand_as(part_lse), part_lse, "amax")
+    weight = torch.exp(part_lse - peak[rows])
+    total = torch.zeros_like(peak).index_add_(0, rows, weight)
+    weighted = part_out * (weight / total[rows]).unsqueeze(-1)
+    merged = weighted.new_zeros(schedule.rows, *weighted.shape[1:]).index_add_(0, rows, weighted)
+    out.index_copy_(0, schedule.tokens, merged.to(out.dtype))
+    lse.index_copy_(0, schedule.tokens, peak + torch.log(total))
+
+
+class _Chunk:
+    """Several queries of one sequence."""
+
+    def __init__(self, kv: CpuCache, sequence: Sequence, scale: float) -> None:
+        self.kv, self.sequence, self.scale = kv, sequence, scale
+
+    def attend(self, query: Tensor, window: int | None, out: Tensor, lse: Tensor) -> None:
+        position, q_len = self.sequence.position, self.sequence.q_len
+        reach = self.sequence.kv_len if window is None else window
+        early = min(q_len, max(0, reach - position))  # queries whose window still begins at the first key
+        if early:
+            self._causal(query[:early], out[:early], lse[:early])
+        if window is not None and early < q_len:
+            self._banded(query[early:], window, out[early:], lse[early:])
+
+    def _causal(self, query: Tensor, out: Tensor, lse: Tensor) -> None:
+        """All keys before the chunk unmasked, the chunk itself causal."""
+        start, tokens = self.sequence.position, query.shape[0]
+        key, value = self._heads_first(self.sequence.piece(start, start + tokens))
+        diagonal, diagonal_lse = _flash(query.transpose(0, 1)[None], key, value, self.scale, causal=True)
+        merged, merged_lse = diagonal[0].transpose(0, 1), diagonal_lse[0].T  # [n, Hq, D], [n, Hq]
+        grouped = query.reshape(tokens, self.kv.num_kv_heads, -1, query.shape[2]).transpose(0, 1)
+        packed = grouped.reshape(1, self.kv.num_kv_heads, -1, query.shape[2])  # [1, Hkv, n * G, D]
+        for piece in self.sequence.pieces(0, start, self.kv.cost):
+            key, value = self._heads_first(piece)
+            part, part_lse = _flash(packed, key, value, self.scale)
+            part = part.view(grouped.shape).transpose(0, 1).flatten(1, 2)
+            part_lse = part_lse.reshape(grouped.shape[:3]).transpose(0, 1).flatten(1, 2)
+            merged = torch.lerp(merged, part, torch.sigmoid(part_lse - merged_lse).unsqueeze(-1))
+            merged_lse = torch.logaddexp(merged_lse, part_lse)
+        out.copy_(merged[..., : self.kv.value_dim])
+        lse.copy_(merged_lse)
+
+    def _banded(self, query: Tensor, window: int, out: Tensor, lse: Tensor) -> None:
+        """Each tile of queries against the keys of its own band, one batched call for all whole tiles."""
+        tokens = query.shape[0]
+        first = self.sequence.kv_len - tokens - window + 1
+        key, value = self.kv.load(self.sequence.piece(first, self.sequence.kv_len))
+        whole = tokens - tokens % WINDOW_TILE
+        for start, stop in ((0, whole), (whole, tokens)):
+            if start == stop:
+                continue
+            size = min(WINDOW_TILE, stop - start)
+            tiles = query[start:stop].unflatten(0, (-1, size)).transpose(1, 2)  # [tiles, Hq, size, D]
+            length = size + window - 1
+            tile_key, tile_value = (
+                x[start : stop + window - 1].unfold(0, length, size).permute(0, 1, 3, 2)
+                for x in (key, value)
+            )
+            mask = _band(size, window, query.dtype)
+            part, part_lse = _flash(tiles, tile_key, tile_value, self.scale, mask=mask)
+            out[start:stop] = part.transpose(1, 2).flatten(0, 1)[..., : self.kv.value_dim]
+            lse[start:stop] = part_lse.transpose(1, 2).flatten(0, 1)
+
+    def _heads_first(self, piece: Piece) -> list[Tensor]:
+        return [x.transpose(0, 1)[None] for x in self.kv.load(piece)]
+
+
+@lru_cache(maxsize=16)
+def _band(tokens: int, window: int, dtype: torch.dtype) -> Tensor:
+    """Row i sees columns [i, i + window)."""
+    mask = torch.full((tokens, tokens + window - 1), float("-inf"), dtype=dtype)
+    return mask.masked_fill_(torch.ones_like(mask, dtype=torch.bool).triu().tril(window - 1), 0.0)

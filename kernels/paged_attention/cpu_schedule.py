@@ -1,0 +1,204 @@
+"""Where a batch's keys lie, and how a CPU best reads them. Host numbers only, shared by all layers of a kind.
+
+Measured on Zen 3, one thread: an attention call costs 15-20 us beside its work, copying keys into one padded batch
+4-9 us per 100 KiB while it stays in the cache and twice the attention itself beyond. So a run of adjacent slots is
+read in place when it is worth a call, and smaller ones are gathered, several sequences to a call.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headway.kernels.paged_attention.plan import AttentionPlan, Pages
+
+DIRECT_BYTES = 256 * 1024  # a run of at least this much K and V is read where it lies
+GATHER_BYTES = 4 * 1024 * 1024  # one gathered batch at most; larger ones fall out of the cache and page-fault
+SPLIT_TOKENS = 2048  # a decode shorter than this is not worth several threads
+
+Piece = tuple[int, int] | Tensor  # slots [start, stop), or int64 slots to gather
+
+
+@dataclass(frozen=True)
+class ReadCost:
+    """What the schedule must know of one layer's cache."""
+
+    token_bytes: int  # K and V of one token
+    in_place: bool  # slots are evenly spaced and of a dtype that is fast as it is
+    flat: bool  # slots are evenly spaced
+    num_kv_heads: int
+
+    @property
+    def direct_tokens(self) -> int:
+        return -(-DIRECT_BYTES // self.token_bytes)
+
+    @property
+    def gather_tokens(self) -> int:
+        return max(64, GATHER_BYTES // self.token_bytes)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence's rows in the batch and its keys in the cache."""
+
+    rows: slice
+    q_len: int
+    kv_len: int
+    table: Pages
+    page_size: int
+    flat: bool
+
+    @property
+    def position(self) -> int:
+        return self.kv_len - self.q_len
+
+    def piece(self, start: int, stop: int) -> Piece:
+        """The keys at positions [start, stop)."""
+        runs = self._runs(start, stop)
+        if self.flat and len(runs) == 1:
+            return runs[0]
+        return self._slots(start, stop)
+
+    def pieces(self, start: int, stop: int, cost: ReadCost) -> Iterator[Piece]:
+        """The keys at positions [start, stop), cut into long runs in place and gathers of bounded size."""
+        runs = self._runs(start, stop)
+        if cost.in_place and len(runs) == 1:
+            yield runs[0]
+            return
+        at = loose = start
+        for first, last in runs:
+            length = last - first
+            if cost.in_place and length >= cost.direct_tokens:
+                yield from self._gathers(loose, at, cost.gather_tokens)
+                yield first, last
+                loose = at + length
+            at += length
+        yield from self._gathers(loose, stop, cost.gather_tokens)
+
+    def _gathers(self, start: int, stop: int, limit: int) -> Iterator[Piece]:
+        count = -(-(stop - start) // limit)
+        for i in range(count):
+            yield self.piece(start + (stop - start) * i // count, start + (stop - start) * (i + 1) // count)
+
+    def _slots(self, start: int, stop: int) -> Tensor:
+        position = np.arange(start, stop)
+        return torch.from_numpy(self.table[position // self.page_size] * self.page_size + position % self.page_size)
+
+    def _runs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Slots of positions [start, stop) as maximal runs of adjacent ones."""
+        size = self.page_size
+        if stop <= start:
+            return []
+        pages = self.table[start // size : (stop - 1) // size + 1]
+        breaks = [0, *(np.flatnonzero(np.diff(pages) != 1) + 1).tolist(), len(pages)]
+        runs = [(int(pages[a]) * size, (int(pages[b - 1]) + 1) * size) for a, b in zip(breaks, breaks[1:], strict=False)]
+        runs[0] = (runs[0][0] + start % size, runs[0][1])
+        runs[-1] = (runs[-1][0], runs[-1][1] - (-stop) % size)
+        return runs
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """Keys [start, start + splits * length) of one decode row, `splits` equal parts so that all cores have work."""
+
+    row: int
+    start: int
+    length: int
+    splits: int
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Several decode rows' keys copied side by side, padded to one length."""
+
+    rows: Tensor  # int64 [n]
+    slots: Tensor  # int64 [n * length]
+    length: int
+    padding: Tensor | None  # [n, 1, 1, length], 0 or -inf
+
+
+@dataclass(frozen=True)
+class DecodeSchedule:
+    tokens: Tensor  # int64 [rows]: the batch token of each decode row
+    in_place: tuple[InPlace, ...]
+    gathered: tuple[Gathered, ...]
+
+    @cached_property
+    def part_rows(self) -> Tensor:
+        """int64 [parts]: the row of each part, in the order in which parts are computed."""
+        rows = [part.row for part in self.in_place for _ in range(part.splits)]
+        return torch.cat([torch.tensor(rows, dtype=torch.int64), *(part.rows for part in self.gathered)])
+
+    @cached_property
+    def one_part_each(self) -> bool:
+        return len(self.part_rows) == self.rows
+
+    @cached_property
+    def part_tokens(self) -> Tensor:
+        return self.tokens[self.part_rows]
+
+    @property
+    def rows(self) -> int:
+        return len(self.tokens)
+
+
+def sequences(plan: AttentionPlan, flat: bool) -> list[Sequence]:
+    starts = np.cumsum((0, *plan.host_q_lens)).tolist()
+    return [
+        Sequence(slice(start, start + q_len), q_len, kv_len, table, plan.page_size, flat)
+        for start, q_len, kv_len, table in zip(
+            starts, plan.host_q_lens, plan.host_kv_lens, plan.host_tables, strict=False
+        )
+    ]
+
+
+def schedule_decodes(decodes: list[Sequence], window: int | None, cost: ReadCost) -> DecodeSchedule:
+    in_place: list[InPlace] = []
+    loose: list[tuple[int, Tensor]] = []  # (row, slots)
+    for row, sequence in enumerate(decodes):
+        start = 0 if window is None else max(0, sequence.kv_len - window)
+        for piece in sequence.pieces(start, sequence.kv_len, cost):
+            if isinstance(piece, Tensor):
+                loose.append((row, piece))
+            elif piece[1] - piece[0] >= cost.direct_tokens or len(decodes) == 1:
+                in_place += _split(row, *piece, cost.num_kv_heads)
+            else:
+                loose.append((row, torch.arange(*piece)))
+    gathered = tuple(_pad(group) for group in _groups(loose, cost.gather_tokens))
+    tokens = torch.tensor([sequence.rows.start for sequence in decodes])
+    return DecodeSchedule(tokens, tuple(in_place), gathered)
+
+
+def _split(row: int, start: int, stop: int, num_kv_heads: int) -> Iterator[InPlace]:
+    splits = max(1, min(torch.get_num_threads() // num_kv_heads, (stop - start) // SPLIT_TOKENS))
+    length = (stop - start) // splits
+    yield InPlace(row, start, length, splits)
+    if start + length * splits < stop:
+        yield InPlace(row, start + length * splits, stop - start - length * splits, 1)
+
+
+def _groups(loose: list[tuple[int, Tensor]], limit: int) -> Iterator[list[tuple[int, Tensor]]]:
+    """Parts of like length together: at most a quarter of a group is padding."""
+    group: list[tuple[int, Tensor]] = []
+    for row, slots in sorted(loose, key=lambda part: -len(part[1])):
+        if group and (len(slots) < 0.75 * len(group[0][1]) or len(group[0][1]) * (len(group) + 1) > limit):
+            yield group
+            group = []
+        group.append((row, slots))
+    if group:
+        yield group
+
+
+def _pad(group: list[tuple[int, Tensor]]) -> Gathered:
+    length = len(group[0][1])
+    lengths = torch.tensor([len(slots) for _, slots in group])
+    # padding repeats a real slot of the same sequence, never a slot whose content is unknown
+    padded = torch.cat([torch.cat([slots, slots[:1].expand(length - len(slots))]) for _, slots in group])
+    padding = None
+    if int(lengths.min()) < length:
+        beyond = torch.arange(length) >= lengths.unsqueeze(1)
+        padding = torch.zeros(beyond.shape).masked_fill_(beyond, float("-inf"))[:, None, None]
+    return Gathered(torch.tensor([row for row, _ in group]), padded, length, padding)

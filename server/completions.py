@@ -1,0 +1,55 @@
+"""POST /v1/completions."""
+
+from fastapi import APIRouter, Request, Response
+
+from headway.engine.errors import RequestError
+from headway.server.answers import Answer
+from headway.server.choices import CompletionChoice
+from headway.server.job import Job
+from headway.server.json_body import JsonRoute
+from headway.server.openapi import generation_responses
+from headway.server.responses import Completion
+from headway.server.sampling import sampling_params, text_options
+from headway.server.schema import CompletionRequest
+from headway.server.service import Service, ServiceOf
+
+router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default for this route."""
+
+
+@router.post("/v1/completions", responses=generation_responses(Completion), response_class=Response)
+async def completions(body: CompletionRequest, request: Request, service: ServiceOf) -> Response:
+    """Continue one or several prompts. With `stream`, server-sent events: one chunk a token, then `data: [DONE]`."""
+    service.check_model(body.model)
+    n = body.n or 1
+    if body.best_of not in (None, n):
+        raise RequestError("best_of must equal n: every sequence is returned", "best_of")
+    most = service.settings.server.max_prompts
+    if len(body.prompt) > most:
+        raise RequestError(f"prompt: at most {most} prompts a request, not {len(body.prompt)}", "prompt")
+    limits = service.settings.engine.limits
+    sampling = sampling_params(
+        body,
+        limits,
+        max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if body.echo else None,
+    )
+    text = text_options(body, limits)
+    prompts = [await _token_ids(service, prompt, body.add_special_tokens is not False) for prompt in body.prompt]
+    job = Job.build("cmpl", body, prompts, sampling, text)
+    echoes = [await _text(service, prompt) if body.echo else "" for prompt in body.prompt]
+    choices = [
+        CompletionChoice(
+            index,
+            service.tokenizer,
+            body.logprobs is not None,
+            prompts[index // n] if body.echo else None,
+            echoes[index // n],
+        )
+        for index in range(len(prompts) * n)
+    ]
+    answer = Answer(service, job, "text_completion", "text_completion", choices)
+    return await answer.respond(request, body)

@@ -1,0 +1,81 @@
+"""One sequence: from the engine's tokens to pieces of text."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Literal
+
+from headway.engine.client import EngineClient
+from headway.engine.errors import RequestFailed
+from headway.engine.messages import Logprob, Progress, Submit, Tokens
+from headway.server.answer_text import AnswerText
+from headway.server.metrics import Metrics, RequestTimer
+from headway.server.sampling import TextOptions
+from headway.server.tokenizer import Tokenizer
+
+Reason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The prompt is done: tokens found in the prefix cache, and log-probabilities of the prompt if asked for."""
+
+    cached_tokens: int
+    prompt_logprobs: list[Logprob | None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One generated token and the text that it made certain (possibly none).
+
+    Attributes:
+        offset: characters of the answer before this token.
+        finish_reason: set on the last piece.
+    """
+
+    token: int
+    text: str
+    offset: int
+    logprob: Logprob | None
+    finish_reason: Reason | None
+
+
+GenerationEvent = Progress | Started | Piece
+
+
+async def generate(
+    engine: EngineClient, submit: Submit, tokenizer: Tokenizer, options: TextOptions, metrics: Metrics
+) -> AsyncGenerator[GenerationEvent, None]:
+    """Run one request; a stop string that matches, or closing this generator, ends it in the engine too.
+
+    Raises:
+        RequestError, QueueFull, RequestFailed, EngineDead: from the engine.
+    """
+    text = AnswerText(tokenizer, options)
+    started = False
+    with RequestTimer(metrics) as timer:
+        async with aclosing(engine.generate(submit)) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    yield event
+                    continue
+                if not isinstance(event, Tokens):
+                    raise RequestFailed("the engine reported a failure")
+                if event.finish_reason == "abort":
+                    raise RequestFailed("the engine stopped this request")
+                if not started:
+                    started = True
+                    yield Started(event.cached_tokens, event.prompt_logprobs)
+                for index, token in enumerate(event.token_ids):
+                    timer.token()
+                    last = index == len(event.token_ids) - 1
+                    reason: Reason | None = event.finish_reason if last else None
+                    offset = text.length
+                    new = text.push(token, ends=reason is not None, hidden=last and event.stop_token is not None)
+                    if text.stopped:
+                        reason = "stop"
+                    timer.reason = reason
+                    yield Piece(token, new, offset, event.logprobs[index] if event.logprobs else None, reason)
+                    if reason:
+                        return
+    raise RequestFailed("the engine ended this request without a reason")

@@ -1,0 +1,123 @@
+"""Compile the Triton kernels for an H200 without one and report what ptxas made of them, one JSON row per variant.
+
+Run by test_compiled.py in a process of its own: with TRITON_INTERPRET set, nothing can be compiled.
+`python tests/kernels/compile_sm90.py NAME...` prints the rows of the named variants, or of all.
+"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from headway.kernels.merge_states.gpu import merge_kernel
+from headway.kernels.paged_attention.gpu import kernel_constants
+from headway.kernels.paged_attention.gpu_kernel import attend_kernel
+from headway.kernels.store_kv.gpu import store_kernel
+
+HALF = ("query", "key", "value", "key_cache", "value_cache", "sinks")
+INT32 = ("cu_seqlens_q", "kv_lens", "block_table", "tiles", "rows")
+FP32 = ("lse", "lses")
+UNIT_STRIDES = re.compile(r".*(key|value|query|outs?|cache)_dim$|lse_head$")
+
+
+def attend(key_dim: int, value_dim: int, group: int, block_m: int, page_size: int = 64, **features: bool):
+    kinds = dict(exact=False, split=False, window=False, softcap=False, sinks=False, shared=False) | features
+    out = "fp32" if kinds["split"] else "bf16"
+    return attend_kernel, kernel_constants(key_dim, value_dim, group, page_size, block_m, **kinds), {"out": out}
+
+
+def decode(key_dim: int, value_dim: int, group: int, block_m: int = 16, **features: bool):
+    return attend(key_dim, value_dim, group, block_m, split=True, **features)
+
+
+VARIANTS: dict[str, Any] = {
+    "decode 64": lambda: decode(64, 64, 8),
+    "decode 128": lambda: decode(128, 128, 4),
+    "decode 256": lambda: decode(256, 256, 4),
+    "decode mla": lambda: decode(576, 512, 128, 64, shared=True),
+    "chunk 64": lambda: attend(64, 64, 8, 64),
+    "chunk 128": lambda: attend(128, 128, 4, 128),
+    "chunk 256": lambda: attend(256, 256, 4, 128),
+    "chunk mla": lambda: attend(576, 512, 128, 64, shared=True),
+    "decode 128 one split": lambda: attend(128, 128, 4, 16),
+    "decode 80": lambda: decode(80, 80, 1),
+    "decode 96": lambda: decode(96, 96, 1),
+    "decode 128 page 16": lambda: attend(128, 128, 4, 16, page_size=16, split=True),
+    "decode 128 page 1": lambda: attend(128, 128, 4, 16, page_size=1, split=True),
+    "decode 64 gpt-oss": lambda: decode(64, 64, 8, window=True, sinks=True),
+    "decode 256 gemma-2": lambda: decode(256, 256, 2, window=True, softcap=True),
+    "decode 128 fp32": lambda: attend(128, 128, 4, 16, split=True, exact=True),
+    "chunk 64 gpt-oss": lambda: attend(64, 64, 8, 64, window=True, sinks=True),
+    "chunk 96": lambda: attend(96, 96, 1, 128),
+    "chunk 128 window": lambda: attend(128, 128, 4, 128, window=True),
+    "chunk 128 split": lambda: attend(128, 128, 4, 128, split=True),
+    "chunk 256 gemma-2": lambda: attend(256, 256, 2, 128, window=True, softcap=True),
+    "chunk 192/128": lambda: attend(192, 128, 1, 128),
+    "chunk 128 fp32": lambda: attend(128, 128, 4, 128, exact=True),
+    "merge 128": lambda: (
+        merge_kernel, dict(DIM=128, BLOCK_D=128, HAS_ROWS=True, num_warps=2), {"outs": "fp32", "out": "bf16"},
+    ),
+    "store 8x128": lambda: (
+        store_kernel,
+        dict(PAGE_SIZE=64, KEY_DIM=128, VALUE_DIM=128, KEY_ROW=1024, VALUE_ROW=1024, BLOCK=1024, HAS_VALUE=True,
+             num_warps=4),
+        {"slot_mapping": "i64"},
+    ),
+}  # fmt: skip
+
+
+def compile_variant(kernel: Any, constants: dict[str, Any], dtypes: dict[str, str]) -> dict[str, Any]:
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
+    exact = constants.get("PRECISION") == "ieee"
+    signature, attrs, values = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants or UNIT_STRIDES.match(name):
+            signature[name] = "constexpr"
+            values[name] = constants.get(name, 1)
+            continue
+        if name in dtypes:
+            signature[name] = "*" + dtypes[name]
+        elif name in HALF:
+            signature[name] = "*fp32" if exact else "*bf16"
+        elif name in INT32 or name in FP32:
+            signature[name] = "*i32" if name in INT32 else "*fp32"
+        else:
+            signature[name] = "fp32" if name in ("scale", "softcap") else "i32"
+        if signature[name] not in ("fp32",) and name not in ("window", "num_parts"):
+            attrs[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, values, attrs)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    sass = compiled.asm["sass"]
+    return {
+        **resources(compiled.asm["cubin"]),
+        "shared": compiled.metadata.shared,
+        "spill": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        "mma": "wgmma" if "HGMMA" in sass else "mma" if "HMMA" in sass else "-",
+        "async16": len(re.findall(r"LDGSTS\.E\.\S*128", sass)),
+        "warps": options.get("num_warps", 4),
+    }
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return {key.lower(): int(re.findall(rf"\b{key}:(\d+)", report)[-1]) for key in ("REG", "STACK", "LOCAL")}
+
+
+def main(names: list[str]) -> None:
+    for name in names or VARIANTS:
+        print(json.dumps({"variant": name, **compile_variant(*VARIANTS[name]())}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
