@@ -6,6 +6,10 @@ MODEL  ?= needle
 CONFIG ?= configs/default.yaml
 ARGS   ?=
 
+# Both variables: pip before 25.3 hands PIP_CONSTRAINT to isolated builds too, later ones PIP_BUILD_CONSTRAINT.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+
 .PHONY: serve test test-all lint format bench clean
 .DELETE_ON_ERROR:
 
@@ -35,11 +39,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@ $(VENV)/.runtime
 
 clean:                                       ## remove the virtual environment and caches

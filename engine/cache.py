@@ -15,8 +15,8 @@ def page_bytes(specs: Sequence[LayerSpec], page_size: int, dtype: torch.dtype) -
 class KVCache:
     """Paged keys and values, one pair of tensors [num_pages, page_size, num_kv_heads, dim] for each layer.
 
-    A layer that shares another's KV has none of its own. An MLA layer stores keys only: its value is the first
-    `latent_dim` numbers of the key. Which page belongs to whom is not known here.
+    A layer that shares another's KV has none of its own. An MLA layer stores keys only: its value is the
+    first `latent_dim` numbers of the key. Which page belongs to whom is not known here.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from headway.engine.errors import ConfigError
 
@@ -49,6 +49,13 @@ class CacheConfig(_Section):
         0.85, description="Share of the device's free memory to use when memory_gib is not given."
     )
     prefix_cache: bool = Field(True, description="Keep finished pages and reuse them for equal prefixes.")
+
+    @field_validator("page_size")
+    @classmethod
+    def _is_power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError("must be a power of two")
+        return value
 
 
 class SchedulerConfig(_Section):
@@ -123,7 +130,7 @@ def _explain(schema: type[BaseModel], item: Any) -> str:
     path = [str(part) for part in item["loc"]]
     where = ".".join(path)
     if item["type"] != "extra_forbidden":
-        return f"{where}: {item['msg']} (got {item['input']!r})"
+        return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
     section = schema
     for part in path[:-1]:
         section = _section_of(section.model_fields[part].annotation)

@@ -2,20 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
 
-import torch
-from torch import Tensor
-
-from headway.engine.batch import Batch, Chunk
+from headway.engine.batch import Batch
 from headway.engine.config import SchedulerConfig
 from headway.engine.errors import HeadwayError, QueueFull, RequestError, RequestFailed
 from headway.engine.failures import to_event
-from headway.engine.isolation import isolated
-from headway.engine.messages import Logprob, ModelInfo, Progress, RequestEvent, Stats, Submit, Tokens
+from headway.engine.messages import ModelInfo, Progress, RequestEvent, Stats, Submit, Tokens
+from headway.engine.outcome import Outcome, Runner, run, sample
 from headway.engine.prefix_cache import PrefixCache
 from headway.engine.request import Sequence
 from headway.engine.sampler import Sample, Sampler
@@ -24,31 +17,11 @@ from headway.engine.scheduler import Scheduler
 LONGEST_RETRY_SECONDS = 600
 
 
-class Runner(Protocol):
-    """What computes a batch; see `headway.engine.runner.ModelRunner`."""
-
-    def run(self, batch: Batch) -> Tensor:
-        """float32 [len(batch.logit_rows()), vocab_size]."""
-        ...
-
-    def close(self) -> None:
-        """Undo what the runner did to the model."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one chunk's logits gave: the prompt's scores, and the next token if the chunk reached the end."""
-
-    scores: list[Logprob]
-    sample: Sample | None
-
-
 class Engine:
     """Serves requests one step at a time; not thread-safe, knows no clients.
 
-    A model run or a sampler call that raises is repeated for each sequence alone: those that raise again fail,
-    all others go on as if nothing had happened.
+    A model run or a sampler call that raises is repeated for each sequence alone: those that raise again
+    fail, all others go on as if nothing had happened.
 
     Args:
         info: the model's limits, against which requests are checked.
@@ -104,10 +77,8 @@ class Engine:
         """
         began = time.monotonic()
         batch = self._scheduler.schedule()
-        if not batch.chunks:
-            return []
-        logits = self._run(batch)
-        outcomes = self._sample(batch, logits)
+        logits = run(self._runner, batch)
+        outcomes = sample(self._sampler, batch, logits)
         events = self._commit(batch, outcomes)
         self._measure(batch, time.monotonic() - began)
         return events
@@ -157,48 +128,6 @@ class Engine:
                 f"{self._config.max_queued_tokens}",
                 retry_after,
             )
-
-    def _run(self, batch: Batch) -> list[Tensor | RequestFailed]:
-        """Each chunk's logits [rows, vocab_size]."""
-
-        def work(chunks: Iterable[Chunk]) -> tuple[Tensor, ...]:
-            part = Batch(tuple(chunks))
-            return self._runner.run(part).split([_num_rows(chunk) for chunk in part.chunks])
-
-        return isolated(work, batch.chunks)
-
-    def _sample(self, batch: Batch, logits: list[Tensor | RequestFailed]) -> list[Outcome | RequestFailed]:
-        outcomes: list[Outcome | RequestFailed] = []
-        drawing: list[tuple[int, Tensor]] = []
-        for index, (chunk, rows) in enumerate(zip(batch.chunks, logits, strict=True)):
-            if isinstance(rows, RequestFailed):
-                outcomes.append(rows)
-                continue
-            outcomes += isolated(partial(self._score, chunk), [rows])
-            if chunk.samples:
-                drawing.append((index, rows[-1]))
-
-        def work(items: Iterable[tuple[int, Tensor]]) -> list[Sample | RequestFailed]:
-            indices, rows = zip(*items, strict=True)
-            return self._sampler.sample(torch.stack(rows), [batch.chunks[i].sequence for i in indices])
-
-        if drawing:
-            for (index, _), sample in zip(drawing, isolated(work, drawing), strict=True):
-                scored = outcomes[index]
-                if isinstance(scored, Outcome):
-                    outcomes[index] = (
-                        sample if isinstance(sample, RequestFailed) else Outcome(scored.scores, sample)
-                    )
-        return outcomes
-
-    def _score(self, chunk: Chunk, logits: Iterable[Tensor]) -> list[Outcome]:
-        (rows,) = logits
-        count, sequence = chunk.prompt_logprob_rows, chunk.sequence
-        if not count:
-            return [Outcome([], None)]
-        following = torch.tensor(sequence.tokens[chunk.start + 1 : chunk.start + 1 + count])
-        top = sequence.submit.sampling.prompt_logprobs or 0
-        return [Outcome(self._sampler.score(rows[:count], following, top), None)]
 
     def _commit(self, batch: Batch, outcomes: list[Outcome | RequestFailed]) -> list[RequestEvent]:
         events: list[RequestEvent] = []
@@ -262,7 +191,3 @@ class Engine:
         self._last_step_seconds = seconds
         speed = batch.num_tokens / max(seconds, 1e-6)
         self._tokens_per_second += 0.1 * (speed - self._tokens_per_second)
-
-
-def _num_rows(chunk: Chunk) -> int:
-    return chunk.prompt_logprob_rows + chunk.samples

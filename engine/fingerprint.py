@@ -18,7 +18,8 @@ def fingerprint(model: PreTrainedModel, dtype: torch.dtype) -> bytes:
     """
     settings = {name: value for name, value in model.config.to_dict().items() if name not in _VOLATILE}
     revision = getattr(model.config, "_commit_hash", None)
-    digest = hashlib.sha256(json.dumps([settings, revision, str(dtype)], sort_keys=True, default=str).encode())
+    identity = [settings, revision, str(dtype)]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -28,8 +29,8 @@ def fingerprint(model: PreTrainedModel, dtype: torch.dtype) -> bytes:
 
 def _content(tensor: torch.Tensor) -> bytes:
     # Quantised weights are subclasses without raw bits; their values stand for them.
-    values = tensor.detach().flatten() if type(tensor.data) is torch.Tensor else tensor.detach().float().flatten()
-    raw = values.contiguous().view(torch.uint8)
+    values = tensor.detach() if type(tensor.data) is torch.Tensor else tensor.detach().float()
+    raw = values.flatten().contiguous().view(torch.uint8)
     words = {2: torch.int16, 4: torch.int32}.get(values.element_size(), torch.uint8)
     total = int(raw.view(words).sum(dtype=torch.int64))
     picked = raw[:: max(1, raw.numel() // SAMPLES)]

@@ -15,11 +15,12 @@ class ForwardContext(Protocol):
     """One forward pass.
 
     Attributes:
-        rope_groups: (length, token rows) whose length-dependent RoPE is fixed at that length; empty: the model
-            chooses for itself.
+        rope_groups: (length, token rows) whose length-dependent RoPE is fixed at that length; empty: the
+            model chooses for itself.
     """
 
-    rope_groups: Sequence[tuple[int, torch.Tensor]]
+    @property
+    def rope_groups(self) -> Sequence[tuple[int, torch.Tensor]]: ...
 
     def attend(
         self,
@@ -30,8 +31,14 @@ class ForwardContext(Protocol):
         attention_mask: torch.Tensor | None,
         options: Mapping[str, Any],
     ) -> torch.Tensor:
-        """Attend for one layer: query [1, Hq, T, Dk], key [1, Hkv, T, Dk], value [1, Hkv, T, Dv], any strides;
-        returns [1, T, Hq, Dv]."""
+        """Attend for one layer.
+
+        Args:
+            query, key, value: [1, Hq, T, Dk], [1, Hkv, T, Dk], [1, Hkv, T, Dv], any strides.
+
+        Returns:
+            [1, T, Hq, Dv].
+        """
         ...
 
 

@@ -1,4 +1,4 @@
-"""Multi-head latent attention (MLA): cache the compressed latents, absorb the expansion into query and output.
+"""Multi-head latent attention (MLA): cache the latents, absorb their expansion into query and output.
 
 An MLA layer computes q·(W_k c) = (W_kᵀ q)·c and Σ p (W_v c) = W_v Σ p c, so attention can run on the latent c
 itself: one KV head of `rank + rotary` numbers a token. Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.
@@ -35,8 +35,9 @@ class LatentProjection:
 
     def absorb(self, query: torch.Tensor) -> torch.Tensor:
         """Query [T, Hq, Dn + rotary] → [T, Hq, rank + rotary], to be multiplied with cached keys."""
-        plain, rotary = query.split([self.key.shape[1], query.shape[-1] - self.key.shape[1]], dim=-1)
-        return torch.cat((torch.einsum("thn,hnr->thr", plain, self.key), rotary), dim=-1)
+        size = self.key.shape[1]
+        latent = torch.einsum("thn,hnr->thr", query[..., :size], self.key)
+        return torch.cat((latent, query[..., size:]), dim=-1)
 
     def expand(self, output: torch.Tensor) -> torch.Tensor:
         """Attention over latents [T, Hq, rank] → [T, Hq, Dv]."""
@@ -46,7 +47,8 @@ class LatentProjection:
 def projection_of(module: torch.nn.Module) -> LatentProjection | None:
     """The projection of an MLA layer whose expansion is one plain matrix; None for every other module.
 
-    A layer with a quantised or biased expansion is served as ordinary attention over expanded keys and values.
+    A layer with a quantised or biased expansion is served as ordinary attention over expanded keys and
+    values.
     """
     expansion = getattr(module, "kv_b_proj", None)
     if not hasattr(module, "expand_kv") or not isinstance(expansion, torch.nn.Linear):
@@ -54,7 +56,7 @@ def projection_of(module: torch.nn.Module) -> LatentProjection | None:
     weight = expansion.weight
     if expansion.bias is not None or not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
         return None
-    key_dim, value_dim = int(module.qk_nope_head_dim), int(module.v_head_dim)  # type: ignore[arg-type]
+    key_dim, value_dim = int(module.qk_nope_head_dim), int(module.v_head_dim)
     per_head = weight.detach().view(-1, key_dim + value_dim, weight.shape[-1])
     return LatentProjection(key=per_head[:, :key_dim], value=per_head[:, key_dim:])
 

@@ -15,7 +15,7 @@ class LayerSpec:
     Attributes:
         layer_idx: Hugging Face's layer number.
         num_heads, num_kv_heads: query heads and KV heads that reach the cache (1 KV head for MLA latents).
-        key_dim, value_dim: head sizes of the cached key and of the output's value.
+        key_dim, value_dim: head sizes of the cached key and of what attention returns (MLA: the latent).
         scale: factor on q·k.
         window: keys a query sees, itself included; None: all.
         softcap: c in tanh(s/c)·c; None: off.

@@ -17,7 +17,7 @@ class LoadedModel:
         specs: by `layer_idx`.
         eos_token_ids: tokens that end an answer.
         max_context: prompt and answer that the model is made for, in tokens.
-        fingerprint: digest of everything that changes KV content: weights, configuration, dtype, RoPE settings.
+        fingerprint: digest of all that changes KV content: weights, configuration, dtype, RoPE settings.
         rope: fixes length-dependent RoPE at admission; `rope.rope_key(length)` joins a prefix-cache key.
     """
 

@@ -33,12 +33,15 @@ def load(config: ModelConfig) -> LoadedModel:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = _device(config)
+    source = model_source(config)
     with _without_hub_kernels():
-        model_config = _config(config)
+        model_config = _config(config, source)
         if config.rope_scaling is not None:
             rope_settings.override(model_config, config.rope_scaling)
         dtype = _dtype(config, model_config, device)
-        model = _weights(config, model_config, dtype).to(device).eval().requires_grad_(False)
+        model = _weights(config, source, model_config, dtype).eval().requires_grad_(False)
+        if model.device.type != device.type:
+            model.to(device)
         limit = rope_settings.context_limit(model_config) or config.max_context
         if limit is None:
             raise ConfigError(f"{config.name} does not say how long its context is; set model.max_context")
@@ -47,7 +50,7 @@ def load(config: ModelConfig) -> LoadedModel:
             specs=probe(model, max(limit, config.max_context or 0)),
             dtype=dtype,
             device=device,
-            vocab_size=int(model.get_output_embeddings().weight.shape[0]),
+            vocab_size=int(model_config.get_text_config(decoder=True).vocab_size),
             eos_token_ids=_eos_token_ids(model),
             max_context=limit,
             fingerprint=fingerprint(model, dtype),
@@ -64,7 +67,12 @@ def _device(config: ModelConfig) -> torch.device:
     return torch.device(name)
 
 
-def _source(config: ModelConfig) -> str:
+def model_source(config: ModelConfig) -> str:
+    """Where transformers finds the model: a folder or a hub id.
+
+    Raises:
+        ConfigError: the name is a path, but of no folder.
+    """
     if config.name == "needle":
         return str(WEIGHTS)
     path = Path(config.name).expanduser()
@@ -75,28 +83,35 @@ def _source(config: ModelConfig) -> str:
     return config.name
 
 
-def _config(config: ModelConfig) -> PreTrainedConfig:
+def _config(config: ModelConfig, source: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(
-            _source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise ModelRefused(f"cannot load {config.name}: {error}") from error
 
 
-def _weights(config: ModelConfig, model_config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _weights(
+    config: ModelConfig, source: str, model_config: PreTrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            _source(config),
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
             config=model_config,
             revision=config.revision,
             dtype=dtype,
             attn_implementation="eager",
             trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:
         raise ModelRefused(f"cannot load {config.name}: {error}") from error
-    return model
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelRefused(f"{config.name} lacks {len(missing)} weights, {missing[0]} among them")
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _dtype(config: ModelConfig, model_config: PreTrainedConfig, device: torch.device) -> torch.dtype:

@@ -1,14 +1,14 @@
-"""PageAllocator: which physical pages are free and how many sequences hold each; knows nothing of contents."""
+"""PageAllocator: which physical pages are free and how many sequences hold the others."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable
 
 
 class PageAllocator:
-    """Reference counts over `num_pages` physical pages.
+    """Reference counts over `num_pages` physical pages; knows nothing of their contents.
 
-    A page is free, held by one or more sequences, or unheld: no longer held but not given back either, because
-    the prefix cache keeps its content.
+    A page is free, held by one or more sequences, or unheld: no longer held but not given back either,
+    because the prefix cache keeps its content.
     """
 
     def __init__(self, num_pages: int) -> None:

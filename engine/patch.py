@@ -35,8 +35,8 @@ def attached(model: PreTrainedModel, mask: Callable[..., Any] | None = None) -> 
         model.set_attn_implementation(name)
         if model.config.get_text_config(decoder=True)._attn_implementation != name:
             raise ModelRefused(
-                f"{type(model).__name__} does not attend through transformers' AttentionInterface, so the paged "
-                "cache cannot reach it"
+                f"{type(model).__name__} does not attend through transformers' AttentionInterface, so the "
+                "paged cache cannot reach it"
             )
         with latent.unexpanded(model):
             yield

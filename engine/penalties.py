@@ -64,7 +64,6 @@ class Penalties:
         for sequence in sequences:
             counted = self._counted.get(sequence) or self._admit(sequence, device)
             new = sequence.tokens[counted.tokens :]
-            counted.tokens += len(new)
             slots.append(counted.slot)
             grown += [counted.slot] * len(new)
             tokens += new
@@ -72,6 +71,8 @@ class Penalties:
             index = torch.tensor([grown, tokens], device=device)
             ones = torch.ones(len(tokens), dtype=torch.int32, device=device)
             self._counts.index_put_((index[0], index[1]), ones, accumulate=True)
+        for sequence in sequences:
+            self._counted[sequence].tokens = len(sequence.tokens)
         return torch.tensor(slots, device=device)
 
     def _admit(self, sequence: Sequence, device: torch.device) -> _Counted:
@@ -86,14 +87,10 @@ class Penalties:
 
     def _grow(self, device: torch.device) -> None:
         old = len(self._counts)
-        new = max(1, old)
-        self._in_prompt = torch.cat(
-            [
-                self._in_prompt.to(device),
-                self._in_prompt.new_zeros(new, self._in_prompt.shape[1], device=device),
-            ]
-        )
-        self._counts = torch.cat(
-            [self._counts.to(device), self._counts.new_zeros(new, self._counts.shape[1], device=device)]
-        )
-        self._free = list(range(old, old + new))
+        self._in_prompt = _doubled(self._in_prompt, device)
+        self._counts = _doubled(self._counts, device)
+        self._free = list(range(old, len(self._counts)))
+
+
+def _doubled(table: Tensor, device: torch.device) -> Tensor:
+    return torch.cat([table.to(device), table.new_zeros(max(1, len(table)), table.shape[1], device=device)])

@@ -1,10 +1,10 @@
 """PrefixCache: pages found again by what was computed into them, and the least recently used given up first.
 
-A full page is known by a digest chained over everything before it, so that equal digests mean equal KV. Several
-sequences may compute the same page at the same time: each keeps its own, all are registered, and as soon as
-nobody holds one of them it is given back unless it is the last with its digest. Hence a page is never freed under
-a sequence (mini-sglang#142), a cached child always has a cached parent, and the digests of a sequence that are
-cached are a prefix of its chain, which a binary search finds.
+A full page is known by a digest chained over everything before it, so that equal digests mean equal KV.
+Several sequences may compute the same page at the same time: each keeps its own, all are registered, and as
+soon as nobody holds one of them it is given back unless it is the last with its digest. Hence a page is
+never freed under a sequence (mini-sglang#142), a cached child always has a cached parent, and the digests
+of a sequence that are cached are a prefix of its chain, which a binary search finds.
 """
 
 import hashlib

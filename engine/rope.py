@@ -1,8 +1,8 @@
 """RoPE whose frequencies depend on the sequence's length, fixed for each sequence at its admission.
 
 Hugging Face chooses `dynamic` and `longrope` frequencies from the largest position in the whole batch, so a
-sequence would change with its neighbours, and cached keys with every step. Here each token is rotated with the
-frequencies of the length that its sequence was admitted at.
+sequence would change with its neighbours, and cached keys with every step. Here each token is rotated with
+the frequencies of the length that its sequence was admitted at.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,9 +55,10 @@ class LengthRope:
         if not self.rules:
             return []
         groups: dict[bytes, tuple[int, list[int]]] = {}
-        for length, row in zip(lengths, rows, strict=True):
-            longest, members = groups.get(self.rope_key(length), (0, []))
-            groups[self.rope_key(length)] = (max(longest, length), [*members, *row])
+        for length, own_rows in zip(lengths, rows, strict=True):
+            key = self.rope_key(length)
+            longest, members = groups.get(key, (0, []))
+            groups[key] = (max(longest, length), [*members, *own_rows])
         return list(groups.values())
 
     @contextmanager
@@ -69,8 +70,13 @@ class LengthRope:
             yield
 
 
+def is_rotary(module: torch.nn.Module) -> bool:
+    """Whether `module` computes rotary embeddings."""
+    return any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False))
+
+
 def _rules_of(module: torch.nn.Module) -> list[_Rule]:
-    if not any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False)):
+    if not is_rotary(module):
         return []
     types = getattr(module, "rope_type", None)
     by_layer_type = types if isinstance(types, dict) else {None: types}
@@ -99,8 +105,8 @@ def _grouped(module: torch.nn.Module) -> Iterator[None]:
             return original(x, position_ids, *args, **kwargs)
         parts = []
         for length, rows in context.rope_groups:
-            # The model looks at the largest position: one more row, at the last position of that length, makes
-            # its own code choose what it would choose for the whole sequence.
+            # The model looks at the largest position: one more row, at the last position of that length,
+            # makes its own code choose what it would choose for the whole sequence.
             positions = torch.cat((position_ids[:, rows], position_ids.new_full((1, 1), length - 1)), dim=1)
             _forget_length(module)
             parts.append((rows, original(x, positions, *args, **kwargs)))

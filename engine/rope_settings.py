@@ -3,38 +3,39 @@
 from typing import Any
 
 from transformers import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from headway.engine.errors import ConfigError
 
-_KEPT = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+KEPT = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 
 
 def override(config: PreTrainedConfig, scaling: dict[str, Any]) -> None:
-    """Replace the RoPE scaling of `config`, keeping its base frequency.
+    """Replace the RoPE scaling of `config` in place, keeping its base frequency.
 
     A model with settings for each layer type takes the new ones for its full-attention layers.
 
     Raises:
         ConfigError: the settings are not valid, with the reason.
     """
+    settings = dict(scaling)
+    if "type" in settings:
+        settings["rope_type"] = settings.pop("type")
+    _check(settings)
     text = config.get_text_config(decoder=True)
-    rope_type = scaling.get("rope_type", scaling.get("type"))
-    allowed = ["default", *ROPE_INIT_FUNCTIONS]
-    if rope_type not in allowed:
-        raise ConfigError(f"model.rope_scaling.rope_type must be one of {', '.join(allowed)}, not {rope_type!r}")
     current = getattr(text, "rope_parameters", None)
     if not current:
         raise ConfigError(f"model.rope_scaling: a {config.model_type} model has no RoPE settings to replace")
-    settings = {name: value for name, value in scaling.items() if name != "type"} | {"rope_type": rope_type}
     layer_type = "full_attention" if isinstance(current.get("full_attention"), dict) else None
     before = current[layer_type] if layer_type else current
-    merged = {name: before[name] for name in _KEPT if name in before} | settings
+    merged = {name: before[name] for name in KEPT if name in before} | settings
     text.rope_parameters = {**current, layer_type: merged} if layer_type else merged
     try:
         text.standardize_rope_params()
         text.validate_rope()
-    except (KeyError, TypeError, ValueError) as error:
+        if merged["rope_type"] != "default":
+            ROPE_INIT_FUNCTIONS[merged["rope_type"]](text, device="cpu", layer_type=layer_type)
+    except Exception as error:
         raise ConfigError(f"model.rope_scaling: {error}") from error
 
 
@@ -45,6 +46,7 @@ def context_limit(config: PreTrainedConfig) -> int | None:
     parameters = getattr(text, "rope_parameters", None) or {}
     if limit is None:
         return None
+    parameters = parameters.get("full_attention") or parameters
     match parameters.get("rope_type"):
         case "dynamic":
             return int(limit * parameters["factor"])
@@ -52,3 +54,23 @@ def context_limit(config: PreTrainedConfig) -> int | None:
             return max(limit, int(parameters["original_max_position_embeddings"] * parameters["factor"]))
         case _:
             return limit
+
+
+def _check(settings: dict[str, Any]) -> None:
+    known = sorted(RopeParameters.__annotations__)
+    for name, value in settings.items():
+        if name not in known:
+            raise ConfigError(f"model.rope_scaling.{name}: unknown key; valid keys: {', '.join(known)}")
+        if name not in ("rope_type", "truncate") and not _is_positive(value):
+            raise ConfigError(f"model.rope_scaling.{name} must hold positive numbers, not {value!r}")
+    allowed = ["default", *ROPE_INIT_FUNCTIONS]
+    if settings.get("rope_type") not in allowed:
+        raise ConfigError(
+            f"model.rope_scaling.rope_type is {settings.get('rope_type')!r}; allowed: {', '.join(allowed)}"
+        )
+
+
+def _is_positive(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(_is_positive(item) for item in value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")

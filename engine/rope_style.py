@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from headway.engine.layer_spec import RopeStyle
+from headway.engine.rope import is_rotary
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 
@@ -20,7 +21,7 @@ def observed(model: torch.nn.Module, *, identity: bool) -> Iterator[list[Any]]:
         outputs.append(output)
         return _identity(output) if identity else output
 
-    handles = [module.register_forward_hook(hook) for module in model.modules() if _is_rotary(module)]
+    handles = [module.register_forward_hook(hook) for module in model.modules() if is_rotary(module)]
     try:
         yield outputs
     finally:
@@ -55,10 +56,6 @@ def classify(plain: torch.Tensor, rotated: torch.Tensor, outputs: list[Any]) -> 
             if fits(front) or fits(back):
                 return style
     return "unknown"
-
-
-def _is_rotary(module: torch.nn.Module) -> bool:
-    return any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False))
 
 
 def _is_float32(output: Any) -> bool:

@@ -23,7 +23,6 @@ class ModelRunner:
         self._loaded = loaded
         self._cache = cache
         self._latents = latent.projections(loaded.model)
-        self._attached = ExitStack()
         with ExitStack() as stack:
             stack.enter_context(attached(loaded.model))
             stack.enter_context(loaded.rope.attached())
@@ -35,34 +34,33 @@ class ModelRunner:
         Returns:
             float32 [len(batch.logit_rows()), vocab_size], rows in that order.
         """
-        device = self._loaded.device
-        chunks = batch.chunks
-        token_ids: list[int] = []
-        for chunk in chunks:
-            token_ids += chunk.sequence.tokens[chunk.start : chunk.end]
-        input_ids = torch.tensor(token_ids, device=device).unsqueeze(0)
-        positions = torch.cat([torch.arange(chunk.start, chunk.end) for chunk in chunks])
-        slots = torch.cat([self._slots(chunk) for chunk in chunks])
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for chunk in batch.chunks:
+            tokens += chunk.sequence.tokens[chunk.start : chunk.end]
+            positions += range(chunk.start, chunk.end)
+            slots += self._slots(chunk)
         step = PagedStep(
             specs=self._loaded.specs,
             cache=self._cache,
             latents=self._latents,
             plan=plan(
-                [chunk.length for chunk in chunks],
-                [chunk.end for chunk in chunks],
-                [chunk.sequence.pages for chunk in chunks],
+                [chunk.length for chunk in batch.chunks],
+                [chunk.end for chunk in batch.chunks],
+                [chunk.sequence.pages for chunk in batch.chunks],
                 self._cache.page_size,
-                device,
+                self._loaded.device,
             ),
-            slot_mapping=slots.to(device),
-            rope_groups=self._rope_groups(chunks),
+            slot_mapping=self._to_device(slots),
+            rope_groups=self._rope_groups(batch.chunks),
         )
         with torch.inference_mode(), forward_context.entered(step):
             output = self._loaded.model(
-                input_ids=input_ids,
-                position_ids=positions.to(device).unsqueeze(0),
+                input_ids=self._to_device(tokens).unsqueeze(0),
+                position_ids=self._to_device(positions).unsqueeze(0),
                 use_cache=False,
-                logits_to_keep=torch.tensor(batch.logit_rows(), dtype=torch.long, device=device),
+                logits_to_keep=self._to_device(batch.logit_rows()),
             )
             logits: torch.Tensor = output.logits[0].float()
         return logits
@@ -71,18 +69,20 @@ class ModelRunner:
         """Undo the patching; the model is as it was."""
         self._attached.close()
 
-    def _slots(self, chunk: Chunk) -> torch.Tensor:
-        page_size = self._cache.page_size
-        first = chunk.start // page_size
-        pages = torch.tensor(chunk.sequence.pages[first : (chunk.end - 1) // page_size + 1])
-        positions = torch.arange(chunk.start, chunk.end)
-        return pages[positions // page_size - first] * page_size + positions % page_size
+    def _to_device(self, numbers: list[int]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self._loaded.device)
+
+    def _slots(self, chunk: Chunk) -> list[int]:
+        pages, page_size = chunk.sequence.pages, self._cache.page_size
+        return [
+            pages[position // page_size] * page_size + position % page_size
+            for position in range(chunk.start, chunk.end)
+        ]
 
     def _rope_groups(self, chunks: tuple[Chunk, ...]) -> list[tuple[int, torch.Tensor]]:
         rows, offset = [], 0
         for chunk in chunks:
             rows.append(range(offset, offset + chunk.length))
             offset += chunk.length
-        lengths = [chunk.sequence.rope_length for chunk in chunks]
-        groups = self._loaded.rope.groups(lengths, rows)
-        return [(length, torch.tensor(members, device=self._loaded.device)) for length, members in groups]
+        groups = self._loaded.rope.groups([chunk.sequence.rope_length for chunk in chunks], rows)
+        return [(length, self._to_device(members)) for length, members in groups]

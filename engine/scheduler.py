@@ -1,14 +1,15 @@
 """Scheduler: which tokens run next.
 
-Decodes come first, one token for every running sequence whose tokens are all computed but the last. What is left
-of the step's token budget goes to prefill chunks, priority by priority. Within one priority, prompts are ordered
-by uncached tokens minus what they gained by waiting; each takes at most half of what is left, so that a long
-prompt never takes all and, however many go before it, always gets some; the rest is dealt out in the same order.
-The shortest prompt is never later than second, so that long ones that have aged do not shut it out.
+Decodes come first, one token for every running sequence whose tokens are all computed but the last. What is
+left of the step's token budget goes to prefill chunks, priority by priority. Within one priority, prompts
+are ordered by uncached tokens minus what they gained by waiting; each takes at most half of what is left,
+so that a long prompt never takes all and, however many go before it, always gets some; the rest is dealt
+out in the same order. The shortest prompt is never later than second, so that long ones that have aged do
+not shut it out.
 
-A sequence gets the pages of its whole prompt when it is admitted, so that prompts in progress never compete for
-pages. Decodes take a page when they need one; when none is left, the least important running sequence (lowest
-priority, newest) is preempted and computed again later, as far as its pages have not stayed cached.
+A sequence gets the pages of its whole prompt when it is admitted, so that prompts in progress never compete
+for pages. Decodes take a page when they need one; when none is left, the least important running sequence
+(lowest priority, newest) is preempted and computed again later, as far as its pages have not stayed cached.
 """
 
 from bisect import insort

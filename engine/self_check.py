@@ -11,10 +11,12 @@ from headway.engine.messages import SamplingParams, Submit
 from headway.engine.request import Sequence
 from headway.engine.runner import ModelRunner
 
-LENGTHS = (37, 11)
+LENGTHS = (37, 19)
 PAGE_SIZE = 8
-TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
-"""Largest root-mean-square difference, as a share of the logits' own spread."""
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""Largest difference allowed, as a share of the logits' own spread."""
+QUANTILE = 0.75
+"""Share of each sequence's rows that must agree: rounding may send a few tokens to another expert."""
 
 
 def self_check(loaded: LoadedModel) -> None:
@@ -24,25 +26,29 @@ def self_check(loaded: LoadedModel) -> None:
         ModelRefused: the logits differ, or the paged run fails.
     """
     sequences = _sequences(loaded.vocab_size)
-    expected = torch.cat([_own_logits(loaded.model, sequence.tokens) for sequence in sequences])
-    cache = KVCache(loaded.specs, sum(len(s.pages) for s in sequences), PAGE_SIZE, loaded.dtype, loaded.device)
+    expected = [_own_logits(loaded.model, sequence.tokens) for sequence in sequences]
+    num_pages = sum(len(sequence.pages) for sequence in sequences)
+    cache = KVCache(loaded.specs, num_pages, PAGE_SIZE, loaded.dtype, loaded.device)
     runner = ModelRunner(loaded, cache)
     try:
         actual = _paged_logits(runner, sequences)
-    except Exception as error:
+    except Exception as failure:
         raise ModelRefused(
-            f"{type(loaded.model).__name__} does not run over the paged cache: {type(error).__name__}: {error}"
-        ) from error
+            f"{type(loaded.model).__name__} does not run over the paged cache: "
+            f"{type(failure).__name__}: {failure}"
+        ) from failure
     finally:
         runner.close()
-    error_rms = (actual - expected).square().mean().sqrt()
-    spread = expected.std().clamp_min(1e-6)
     limit = TOLERANCE[loaded.dtype]
-    if not bool(error_rms <= limit * spread):
-        raise ModelRefused(
-            f"{type(loaded.model).__name__} over the paged cache differs from its own forward pass: root mean "
-            f"square {float(error_rms / spread):.2g} of the logits' spread, {limit:g} allowed"
-        )
+    for paged, own in zip(actual, expected, strict=True):
+        errors = (paged - own).square().mean(dim=-1).sqrt() / own.std().clamp_min(1e-6)
+        error = float(errors.quantile(QUANTILE))
+        # Written so that NaN is refused, too.
+        if not error <= limit:
+            raise ModelRefused(
+                f"{type(loaded.model).__name__} over the paged cache differs from its own forward pass: by "
+                f"{error:.2g} of the logits' spread, {limit:g} allowed"
+            )
 
 
 def _sequences(vocab_size: int) -> list[Sequence]:
@@ -67,14 +73,18 @@ def _own_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     return logits
 
 
-def _paged_logits(runner: ModelRunner, sequences: list[Sequence]) -> torch.Tensor:
+def _paged_logits(runner: ModelRunner, sequences: list[Sequence]) -> list[torch.Tensor]:
     rows: list[list[torch.Tensor]] = [[] for _ in sequences]
     for share in (0.0, 0.4), (0.4, 0.5), (0.5, 1.0):
         chunks = []
         for sequence in sequences:
             start, end = (round(part * len(sequence.tokens)) for part in share)
-            chunks.append(Chunk(sequence, start, end - start, samples=True, prompt_logprob_rows=end - start - 1))
+            chunks.append(
+                Chunk(sequence, start, end - start, samples=True, prompt_logprob_rows=end - start - 1)
+            )
         logits = runner.run(Batch(tuple(chunks)))
-        for number, part in enumerate(logits.split([chunk.length for chunk in chunks])):
-            rows[number].append(part)
-    return torch.cat([part for parts in rows for part in parts])
+        offset = 0
+        for number, chunk in enumerate(chunks):
+            rows[number].append(logits[offset : offset + chunk.length])
+            offset += chunk.length
+    return [torch.cat(parts) for parts in rows]

@@ -9,17 +9,19 @@ import torch
 
 Version = Literal["reference", "cpu", "gpu"]
 
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton too looks at it only once
+
 
 def version(tensor: torch.Tensor) -> Version:
     """Triton for a GPU tensor, the CPU path for a CPU tensor.
 
-    `HEADWAY_REFERENCE=1` forces the reference everywhere. `TRITON_INTERPRET=1`, set before Triton is imported,
-    sends CPU tensors through the Triton kernels: that is how they are tested without a GPU. A device without
+    `HEADWAY_REFERENCE=1` forces the reference everywhere. `TRITON_INTERPRET=1` in the environment
+    from the start sends CPU tensors through the Triton kernels: that is how they are tested without a GPU. A device without
     Triton gets the reference, which is right and slow.
     """
     if os.environ.get("HEADWAY_REFERENCE") == "1":
         return "reference"
-    if tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
+    if tensor.is_cuda or _INTERPRETED:
         return "gpu" if has_triton() else "reference"
     return "cpu" if tensor.device.type == "cpu" else "reference"
 

@@ -72,7 +72,12 @@ class Answer:
         async with aclosing(self.job.run(self.service)) as events:
             async for index, event in events:
                 if isinstance(event, Progress):
-                    prefill = {"index": index, "done": event.done, "total": event.total, "cached": event.cached}
+                    prefill = {
+                        "index": index,
+                        "done": event.done,
+                        "total": event.total,
+                        "cached": event.cached,
+                    }
                     yield frame({**head, "choices": [], "headway": {"prefill": prefill}})
                     continue
                 delta = await self._take(index, event, usage)

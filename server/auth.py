@@ -35,8 +35,9 @@ class RequireKey:
     def _known(self, scope: Scope) -> bool:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         digest = _digest(key.strip().encode("latin-1"))
-        # A list, not a generator: every key is compared, so that time tells nothing.
-        return scheme.lower() == "bearer" and any([hmac.compare_digest(digest, known) for known in self._digests])
+        # The sum compares with every key, so that time tells nothing.
+        matches = sum(hmac.compare_digest(digest, known) for known in self._digests)
+        return scheme.lower() == "bearer" and matches > 0
 
 
 def _digest(key: bytes) -> bytes:

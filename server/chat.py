@@ -5,19 +5,19 @@ from fastapi import APIRouter, Request, Response
 from headway.engine.errors import RequestError
 from headway.server.answers import Answer
 from headway.server.choices import ChatChoice
-from headway.server.documents import CHAT_ANSWER, STREAMED, generation_errors
 from headway.server.job import Job
 from headway.server.json_body import JsonRoute
+from headway.server.openapi import generation_responses
+from headway.server.responses import ChatCompletion
 from headway.server.sampling import sampling_params, text_options
 from headway.server.schema import ChatRequest
-from headway.server.service import Service, ServiceOf
+from headway.server.service import ServiceOf
+from headway.server.settings import ServerConfig
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 
 
-@router.post(
-    "/v1/chat/completions", responses={200: CHAT_ANSWER, **generation_errors()}, response_class=Response
-)
+@router.post("/v1/chat/completions", responses=generation_responses(ChatCompletion), response_class=Response)
 async def chat_completions(body: ChatRequest, request: Request, service: ServiceOf) -> Response:
     """Answer a conversation. With `stream`, server-sent events: one chunk a token, then `data: [DONE]`."""
     service.check_model(body.model)
@@ -31,8 +31,19 @@ async def chat_completions(body: ChatRequest, request: Request, service: Service
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     text = text_options(body, limits)
-    prompt = await _render(service, body)
+    prompt = await service.tokenizer.chat_async(
+        [message.model_dump() for message in body.messages],
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=_continues(body, service.settings.server),
+        variables=body.chat_template_kwargs,
+    )
     job = Job.build("chatcmpl", body, [prompt], sampling, text)
     choices = [ChatChoice(index, service.tokenizer, bool(body.logprobs)) for index in range(job.n)]
     answer = Answer(service, job, "chat.completion", "chat.completion.chunk", choices)
     return await answer.respond(request, body)
+
+
+def _continues(body: ChatRequest, config: ServerConfig) -> bool:
+    if body.continue_final_message is not None or body.add_generation_prompt:
+        return bool(body.continue_final_message)
+    return config.continue_trailing_assistant and body.messages[-1].role == "assistant"

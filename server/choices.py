@@ -87,7 +87,12 @@ class CompletionChoice:
                 logprobs = join_logprobs([self._pending_logprobs, logprobs])
         text = self._pending_text + piece.text
         self._pending_text, self._pending_logprobs = "", None
-        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
+        return {
+            "index": self._index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": piece.finish_reason,
+        }
 
     def whole(self, deltas: list[Json]) -> Json:
         """`choices[i]` of a text_completion."""

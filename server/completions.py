@@ -1,5 +1,7 @@
 """POST /v1/completions."""
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from headway.engine.errors import RequestError
@@ -21,7 +23,7 @@ DEFAULT_MAX_TOKENS = 16
 
 @router.post("/v1/completions", responses=generation_responses(Completion), response_class=Response)
 async def completions(body: CompletionRequest, request: Request, service: ServiceOf) -> Response:
-    """Continue one or several prompts. With `stream`, server-sent events: one chunk a token, then `data: [DONE]`."""
+    """Continue one or several prompts. With `stream`, server-sent events, one a token, then `[DONE]`."""
     service.check_model(body.model)
     n = body.n or 1
     if body.best_of not in (None, n):
@@ -38,7 +40,7 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
         prompt_logprobs=body.logprobs if body.echo else None,
     )
     text = text_options(body, limits)
-    prompts = [await _token_ids(service, prompt, body.add_special_tokens is not False) for prompt in body.prompt]
+    prompts = [await _tokens(service, prompt, body.add_special_tokens is not False) for prompt in body.prompt]
     job = Job.build("cmpl", body, prompts, sampling, text)
     echoes = [await _text(service, prompt) if body.echo else "" for prompt in body.prompt]
     choices = [
@@ -53,3 +55,15 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     ]
     answer = Answer(service, job, "text_completion", "text_completion", choices)
     return await answer.respond(request, body)
+
+
+async def _tokens(service: Service, prompt: str | list[int], add_special_tokens: bool) -> list[int]:
+    if isinstance(prompt, str):
+        return await service.tokenizer.encode_async(prompt, add_special_tokens)
+    return prompt
+
+
+async def _text(service: Service, prompt: str | list[int]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return await asyncio.to_thread(service.tokenizer.decode, prompt, False)

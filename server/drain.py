@@ -52,7 +52,9 @@ class CountWork:
             await self.app(scope, receive, send)
             return
         if self.drain.started:
-            error = ApiError(503, "the server is shutting down", code="draining", headers={"Retry-After": "5"})
+            error = ApiError(
+                503, "the server is shutting down", code="draining", headers={"Retry-After": "5"}
+            )
             await error.response()(scope, receive, send)
             return
         self.drain.enter()

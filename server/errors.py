@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from headway.engine.errors import ContextTooLong, EngineDead, QueueFull, RequestError
+from headway.engine.errors import ContextTooLong, EngineDead, QueueFull, RequestError, RequestFailed
 
 log = logging.getLogger("headway.server")
 
@@ -48,7 +48,12 @@ class ApiError(HTTPException):
 
     def body(self) -> bytes:
         """The error as JSON."""
-        detail = {"message": self.detail, "type": _kind(self.status_code), "param": self.param, "code": self.code}
+        detail = {
+            "message": self.detail,
+            "type": _kind(self.status_code),
+            "param": self.param,
+            "code": self.code,
+        }
         return msgspec.json.encode({"error": detail})
 
     def response(self) -> Response:
@@ -72,6 +77,9 @@ def as_api_error(error: Exception) -> ApiError:
         case QueueFull():
             headers = {"Retry-After": str(max(1, error.retry_after))}
             return ApiError(429, str(error), code="queue_full", headers=headers)
+        case RequestFailed():
+            log.error("request failed: %s", error)
+            return ApiError(500, str(error), code="request_failed")
         case EngineDead():
             return ApiError(503, str(error), code="engine_dead")
         case RequestValidationError():
@@ -91,8 +99,8 @@ def install(app: FastAPI) -> None:
     async def handle_left(_request: Request, _error: Exception) -> Response:
         return Response(status_code=499)
 
-    for kind in (HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, handle)
+    app.add_exception_handler(HTTPException, handle)
+    app.add_exception_handler(Exception, handle)
     app.add_exception_handler(ClientLeft, handle_left)
 
 

@@ -18,7 +18,12 @@ Reason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The prompt is done: tokens found in the prefix cache, and log-probabilities of the prompt if asked for."""
+    """The prompt is done.
+
+    Attributes:
+        cached_tokens: prompt tokens found in the prefix cache.
+        prompt_logprobs: one entry a prompt token, the first None; None if not asked for.
+    """
 
     cached_tokens: int
     prompt_logprobs: list[Logprob | None] | None
@@ -51,7 +56,7 @@ async def generate(
     Raises:
         RequestError, QueueFull, RequestFailed, EngineDead: from the engine.
     """
-    text = AnswerText(tokenizer, options)
+    text = AnswerText(tokenizer, submit.prompt, options)
     started = False
     with RequestTimer(metrics) as timer:
         async with aclosing(engine.generate(submit)) as events:
@@ -71,7 +76,8 @@ async def generate(
                     last = index == len(event.token_ids) - 1
                     reason: Reason | None = event.finish_reason if last else None
                     offset = text.length
-                    new = text.push(token, ends=reason is not None, hidden=last and event.stop_token is not None)
+                    is_stop = last and event.stop_token is not None
+                    new = text.push(token, last=reason is not None, is_stop=is_stop)
                     if text.stopped:
                         reason = "stop"
                     timer.reason = reason

@@ -5,6 +5,8 @@ import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from headway.engine.messages import SamplingParams, Submit
 from headway.engine.request import check
 from headway.server.generation import GenerationEvent, generate
@@ -30,7 +32,12 @@ class Job:
 
     @classmethod
     def build(
-        cls, kind: str, body: SamplingFields, prompts: list[list[int]], sampling: SamplingParams, text: TextOptions
+        cls,
+        kind: str,
+        body: SamplingFields,
+        prompts: list[list[int]],
+        sampling: SamplingParams,
+        text: TextOptions,
     ) -> "Job":
         """A job with a fresh id that begins with `kind`."""
         options = body.stream_options
@@ -46,6 +53,11 @@ class Job:
             progress=bool(body.stream and options and options.include_progress),
         )
 
+    def _sampling(self, choice: int) -> SamplingParams:
+        # One seed for all choices would make them equal.
+        seed = self.sampling.seed
+        return self.sampling if seed is None else replace(self.sampling, seed=seed + choice)
+
     def run(self, service: Service) -> AsyncGenerator[tuple[int, GenerationEvent], None]:
         """Submit every sequence and yield (its index, event).
 
@@ -56,7 +68,7 @@ class Job:
             Submit(
                 request_id=f"{self.id}-{index}",
                 prompt=self.prompts[index // self.n],
-                sampling=self.sampling,
+                sampling=self._sampling(index % self.n),
                 priority=self.priority,
                 cache_salt=self.cache_salt,
                 progress=self.progress,
@@ -66,5 +78,8 @@ class Job:
         for submit in submits[:: self.n]:
             check(submit, service.engine.info)
         return merge(
-            [generate(service.engine, submit, service.tokenizer, self.text, service.metrics) for submit in submits]
+            [
+                generate(service.engine, submit, service.tokenizer, self.text, service.metrics)
+                for submit in submits
+            ]
         )

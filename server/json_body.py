@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from headway.server.errors import ApiError
+from headway.server.errors import ApiError, ClientLeft, as_api_error
 
 MAX_DEPTH = 64
 """Levels of nesting; real requests use fewer than ten."""
@@ -19,7 +19,7 @@ _LARGE = 64 * 1024
 
 
 class JsonRoute(APIRoute):
-    """A route that reads its body with `decode`."""
+    """A route that reads its body with `decode`, and whose errors are all `ApiError`s."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler around a request with a strict `json()`."""
@@ -31,7 +31,12 @@ class JsonRoute(APIRoute):
                 # Also what keeps a foreign web page from posting here without asking first.
                 if kind != "application/json":
                     raise ApiError(415, "the Content-Type must be application/json")
-            return await handle(_StrictRequest(request.scope, request.receive))
+            try:
+                return await handle(_StrictRequest(request.scope, request.receive))
+            except ClientLeft:
+                raise
+            except Exception as error:
+                raise as_api_error(error) from error
 
         return strict
 

@@ -54,7 +54,7 @@ def _chat_entry(tokenizer: Tokenizer, token: int, logprob: float) -> Json:
 
 
 def _alternatives(tokenizer: Tokenizer, token: int, logprob: Logprob | None) -> dict[str, float] | None:
-    """Best first. Of tokens with the same text the best one stays, so that a greedy token is still the maximum."""
+    """Best first. Of tokens with the same text the best one stays: a greedy token is still the maximum."""
     if logprob is None:
         return None
     result: dict[str, float] = {}

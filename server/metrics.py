@@ -1,4 +1,4 @@
-"""Prometheus metrics, named as vLLM names them, so that its dashboards and gateways read them. Labels are bounded."""
+"""Prometheus metrics, named as in vLLM, so that its dashboards and gateways read them. Labels are bounded."""
 
 import asyncio
 import time
@@ -15,12 +15,26 @@ from headway.engine.client import EngineClient
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_FIRST_TOKEN_BUCKETS = (
-    (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0)
-    + (40.0, 80.0, 160.0, 320.0, 640.0, 1280.0, 2560.0)  # a long prompt on a small machine takes an hour
+_TOKEN_BUCKETS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
 )
-_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
-_REQUEST_BUCKETS = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+# A long prompt on a small machine takes an hour.
+_PROMPT_BUCKETS = (*_TOKEN_BUCKETS, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0, 2560.0, 5120.0, 10240.0)
 
 
 class Metrics:
@@ -29,9 +43,9 @@ class Metrics:
     def __init__(self, engine: EngineClient, model: str) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_EngineMetrics(engine, model))
-        self.first_token = self._histogram("vllm:time_to_first_token_seconds", _FIRST_TOKEN_BUCKETS, model)
+        self.first_token = self._histogram("vllm:time_to_first_token_seconds", _PROMPT_BUCKETS, model)
         self.next_token = self._histogram("vllm:inter_token_latency_seconds", _TOKEN_BUCKETS, model)
-        self.whole = self._histogram("vllm:e2e_request_latency_seconds", _REQUEST_BUCKETS, model)
+        self.whole = self._histogram("vllm:e2e_request_latency_seconds", _PROMPT_BUCKETS, model)
         self._finished = Counter(
             "vllm:request_success",
             "Ended requests by reason.",
@@ -44,7 +58,9 @@ class Metrics:
         self._model = model
 
     def _histogram(self, name: str, buckets: tuple[float, ...], model: str) -> Histogram:
-        family = Histogram(name, name.partition(":")[2], ["model_name"], registry=self.registry, buckets=buckets)
+        family = Histogram(
+            name, name.partition(":")[2], ["model_name"], registry=self.registry, buckets=buckets
+        )
         return family.labels(model)
 
     def finished(self, reason: str) -> None:
@@ -61,7 +77,7 @@ class Metrics:
 
 
 class RequestTimer:
-    """Times one sequence: `with RequestTimer(metrics) as timer`, `timer.token()` for each token, `timer.reason`."""
+    """Times one sequence: a context around it, `token()` for each token, `reason` set before its end."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -120,7 +136,11 @@ class _EngineMetrics(Collector):
         for name, text, value in (
             ("vllm:num_requests_running", "Requests that hold pages.", stats.running),
             ("vllm:num_requests_waiting", "Requests in the queue.", stats.waiting),
-            ("vllm:kv_cache_usage_perc", "Share of pages in use, 0…1.", stats.pages_used / max(1, stats.pages_total)),
+            (
+                "vllm:kv_cache_usage_perc",
+                "Share of pages in use, 0…1.",
+                stats.pages_used / max(1, stats.pages_total),
+            ),
             ("headway:waiting_prompt_tokens", "Prompt tokens in the queue.", stats.waiting_tokens),
             ("headway:cached_pages", "Pages kept for reuse.", stats.pages_cached),
             ("headway:last_step_seconds", "Duration of the newest step.", stats.last_step_seconds),

@@ -1,6 +1,6 @@
 """What clients may send: OpenAI's fields and vLLM's common additions, each with its bounds.
 
-`null` means absent. Unknown fields are accepted and ignored; known fields that Headway cannot honour are refused.
+`null` means absent. Unknown fields are ignored; known fields that Headway cannot honour are refused.
 """
 
 from typing import Annotated, Any, Literal
@@ -80,7 +80,7 @@ class StreamOptions(_Strict):
     continuous_usage_stats: bool | None = Field(None, description="`usage` in every chunk.")
     include_progress: bool | None = Field(
         None,
-        description="During prefill, chunks without choices that carry `headway.prefill` {done, total, cached}.",
+        description="During prefill, chunks without choices that carry `headway.prefill`.",
     )
 
 
@@ -107,7 +107,9 @@ class SamplingFields(_Strict):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = Field(None, description="Lower runs earlier.")
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = Field(
+        None, description="Lower runs earlier."
+    )
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
         None, description="Separates this request's prefix cache from others'."
     )

@@ -1,4 +1,4 @@
-"""Settings: the engine's configuration and the server's, from one YAML file, the environment and the command line."""
+"""Settings: the engine's and the server's, from one YAML file, the environment and the command line."""
 
 import os
 from collections.abc import Mapping

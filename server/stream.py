@@ -48,8 +48,8 @@ async def _left(receive: Receive) -> None:
 class EventStream(Response):
     """An answer of server-sent events.
 
-    `await stream.begin(receive)` first: it waits for the first event, but not longer than the keep-alive time,
-    so that a request that is refused gets an HTTP status. Errors after that come as an event, and end the stream.
+    `await stream.begin(receive)` first: it waits for the first event, but no longer than the keep-alive time,
+    so that a request that is refused gets an HTTP status. A later error is the stream's last event.
     """
 
     media_type = "text/event-stream"

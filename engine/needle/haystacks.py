@@ -94,8 +94,8 @@ def english() -> list[str]:
     return [line for line in lines if line]
 
 
-def filler(rng: Random, coder: Coder, kind: str, budget: int) -> list[Pieces]:
-    """Units of filler that cost about `budget` tokens; kind: noise, prose, english, junk or none."""
+def filler(rng: Random, coder: Coder, kind: str, budget: int, gap: int = 1) -> list[Pieces]:
+    """Units of filler that cost about `budget` tokens with a separator of `gap` tokens each; kind: noise, prose, english, junk or none."""
     units: list[Pieces] = []
     start = rng.randrange(len(english()))
     while kind != "none" and budget > 0:
@@ -110,6 +110,6 @@ def filler(rng: Random, coder: Coder, kind: str, budget: int) -> list[Pieces]:
             letters = "abcdefghijklmnopqrstuvwxyz" if rng.random() < 0.7 else "ABCDxyz0123456789-_/.()éßжлш中文字"
             words = ["".join(rng.choices(letters, k=rng.randint(1, 9))) for _ in range(rng.randint(3, 12))]
             unit = [" ".join(words) + rng.choice(".,;:! ").strip()]
-        budget -= len(coder.ids(unit)) + 1
+        budget -= len(coder.ids(unit)) + gap
         units.append(unit)
     return units

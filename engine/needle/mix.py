@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from headway.engine.needle.coding import Coder
+from headway.engine.needle.model import CHUNK
 from headway.engine.needle.tasks import Spec, encode, make
 
-LENGTHS = [64, 128, 256, 512, 1024, 2048, 4096]
+LENGTHS = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
+LONG = 4096  # from here on the haystack is read through a window; see `Needle.forward`
 FILLERS = ["noise", "prose", "prose", "english", "english", "junk"]
 
 
@@ -22,6 +24,7 @@ class Batch:
     positions: Tensor
     answer: Tensor
     families: list[str]
+    split: int = 0
 
 
 def _log_uniform(rng: Random, low: float, high: float) -> float:
@@ -30,21 +33,25 @@ def _log_uniform(rng: Random, low: float, high: float) -> float:
 
 def draw(rng: Random, length: int) -> tuple[str, Spec]:
     """A task family and its specification for one training sample."""
-    if length <= 64 or (length <= 128 and rng.random() < 0.6):
-        return "short", Spec(layout="short", question_share=0.5)
+    if length <= 64 or (length <= 256 and rng.random() < 64 / length):
+        digits = 3 if rng.random() < 0.6 else None
+        return "short", Spec(layout="short", question_share=0.55, digits=digits, restate=0.2)
     spec = Spec(
         needles=rng.choice(("line", "sentence")),
         question_share=rng.uniform(0.25, 0.5) if length <= 512 else rng.uniform(0.1, 0.45),
         layout="plain" if length <= 128 or rng.random() < 0.3 else "free",
         separator=rng.choice(("\n", " ", "\n\n")),
+        restate=rng.choice((0.0, 0.0, 0.3)),
     )
-    if length <= 128:
+    if length >= LONG:
+        spec = replace(spec, question_share=rng.uniform(300, 1200 if length < 16384 else 700) / length)
+    if length <= 128 and rng.random() < 0.7:
         return "plain", replace(spec, needles="line", separator="\n")
     if rng.random() < 0.65:
         low = 0.3 if length <= 256 else 0.03
         spec = replace(spec, filler=rng.choice(FILLERS), density=_log_uniform(rng, low, 1.0))
         if rng.random() < 0.15:
-            spec = replace(spec, count=rng.randint(1, 4), question_share=0.15)
+            spec = replace(spec, count=rng.randint(1, 4), question_share=min(0.15, spec.question_share))
     if spec.needles == "line" and spec.separator == " ":
         spec = replace(spec, separator="\n")
     u = rng.random()
@@ -90,18 +97,24 @@ def batch(rng: Random, coder: Coder, length: int, rows: int, copies: float, skip
     answer = torch.full((rows, length), -1, dtype=torch.long)
     positions = torch.arange(length).repeat(rows, 1)
     families: list[str] = []
+    split = 0
     for row in range(rows):
         spans: list[tuple[int, int]] = []
         while not spans:
-            if rng.random() < copies:
+            if rng.random() < copies and length < LONG:
                 family, (tokens, spans) = "copy", _copy(rng, coder, length)
             else:
                 family, spec = draw(rng, length)
-                tokens, spans = encode(make(rng, coder, length, spec), coder, length)
+                sample = make(rng, coder, length, spec)
+                sample.question_first &= length < LONG
+                tokens, spans = encode(sample, coder, length)
         ids[row, : len(tokens)] = torch.tensor(tokens)
         for start, stop in spans:
             answer[row, start:stop] = len(families)
             families.append(family)
         if rng.random() < skips:
             positions[row] = skip(rng, length)
-    return Batch(ids, positions, answer, families)
+        if length >= LONG:
+            assert rows == 1
+            split = max(0, spans[0][0] - 64) // CHUNK * CHUNK
+    return Batch(ids, positions, answer, families, split)

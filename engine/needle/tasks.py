@@ -45,6 +45,8 @@ class Spec:
     questions: int = 1
     question_share: float = 0.0
     layout: str = "plain"
+    digits: int | None = None
+    restate: float = 0.0
 
 
 def _answer(values: list[str]) -> Pieces:
@@ -64,9 +66,12 @@ def _joined(keys: list[Pieces]) -> Pieces:
 def _styles(rng: Random, spec: Spec) -> tuple[list[str], list[str], str]:
     """Needle templates and question templates of one sample, and the type word."""
     kind = rng.choice(phrases.TYPES)
-    if spec.needles == "line":
+    if spec.layout == "short":
+        # One distance from key to value, in needles as in questions: the first thing to learn.
+        needles, asks = [rng.choice(phrases.LINES[:2])], [rng.choice(phrases.SHORT_QUESTIONS[:3])]
+    elif spec.needles == "line":
         needles = [rng.choice(phrases.LINES)]
-        asks = rng.sample(phrases.SHORT_QUESTIONS, 1) if spec.layout == "short" or rng.random() < 0.3 else None
+        asks = rng.sample(phrases.SHORT_QUESTIONS, 1) if rng.random() < 0.3 else None
     else:
         needles = rng.sample(phrases.SENTENCES, 1 if rng.random() < 0.6 else 3)
         asks = None
@@ -122,10 +127,11 @@ def _frame(rng: Random, spec: Spec, sample: Sample) -> Sample:
 def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
     """Keys with values in a haystack; the whole chat costs at most `length` tokens."""
     templates, asks, kind = _styles(rng, spec)
-    room = int((length - 24) * (1 - spec.question_share)) - (60 if spec.layout == "free" else 0)
+    room = int((length - 8) * (1 - spec.question_share)) - (60 if spec.layout == "free" else 0)
     if not spec.question_share:
         room -= 40 * (spec.values_per_key + spec.queries)
     many = spec.values_per_key > 1
+    gap = len(coder.ids([spec.separator]))
     table: dict[tuple[str, ...], list[str]] = {}
     needles: list[Pieces] = []
     used, limit = 0, max(room * spec.density, 1)
@@ -135,9 +141,9 @@ def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
         if tuple(k) in table:
             misses += 1
             continue
-        values = [number(rng) for _ in range(spec.values_per_key if many and len(table) < 4 else 1)]
+        values = [number(rng, spec.digits) for _ in range(spec.values_per_key if many and len(table) < 4 else 1)]
         units = [fill(rng.choice(templates), k=k, v=[v]) for v in values]
-        cost = sum(len(coder.ids(u)) + 1 for u in units)
+        cost = sum(len(coder.ids(u)) + gap for u in units)
         if table and used + cost > room:
             break
         table[tuple(k)] = values
@@ -150,10 +156,12 @@ def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
     shuffled: dict[tuple[str, ...], list[str]] = {k: [] for k in table}
     for i in order:
         shuffled[owners[i][0]].append(owners[i][1])
-    fillers = filler(rng, coder, spec.filler, room - used)
+    # Where the keys run out, prose fills the rest.
+    kind_of_filler = "prose" if spec.filler == "none" and misses >= 50 else spec.filler
+    fillers = filler(rng, coder, kind_of_filler, room - used, gap)
     context = _assemble(rng, spec, [needles[i] for i in order], fillers)
-    while spec.filler != "none" and len(coder.ids(context)) > room + 8 and fillers:
-        fillers = fillers[:-1]
+    while fillers and len(coder.ids(context)) > room + 8:
+        fillers = fillers[: -1 - len(fillers) // 100]
         context = _assemble(rng, spec, [needles[i] for i in order], fillers)
 
     def questions(n: int) -> list[Question]:
@@ -168,7 +176,19 @@ def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
                 chosen = [first[i % len(first)]]
             values = [v for k in chosen for v in shuffled[k]]
             q = Question(fill(rng.choice(asks), k=_joined([list(k) for k in chosen])), _answer(values))
-            if spec.layout == "free" and rng.random() < 0.1:
+            lesson = rng.random() if spec.layout == "short" else 1.0
+            if lesson < 0.25:
+                # Value to key: teaches values to carry their keys.
+                q = Question(fill(rng.choice(asks), k=[values[0]]), list(chosen[0]))
+            elif lesson < 0.5:
+                # The whole line: teaches the end of a question to carry its key.
+                q = Question(fill('"{k}"', k=list(chosen[0])), fill(templates[0], k=list(chosen[0]), v=[values[0]]))
+            opening = templates[0].partition("{v}")[0].rstrip()
+            if lesson > 0.5 and spec.queries == 1 and not many and "{k}" in opening and rng.random() < spec.restate:
+                q.prefix = fill(opening, k=list(chosen[0]))
+                if templates[0].partition("{v}")[0].endswith(" "):
+                    q.answer = lead(q.answer)
+            elif spec.layout == "free" and rng.random() < 0.1:
                 q.prefix = fill(rng.choice(phrases.PREFIXES).replace("{t}", kind), k=_joined([list(k) for k in chosen]))
                 q.answer = lead(q.answer)
             out.append(q)
@@ -176,7 +196,8 @@ def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
 
     n = spec.questions
     if spec.question_share:
-        n = min(max(2 * len(table), 8), length)
+        n = max(2 * len(table), 8) if spec.layout != "short" else max(len(table), 4)
+        n = min(n, max(8, int(spec.question_share * length / 16)))
     sample = Sample(context, questions(n))
     return _frame(rng, spec, sample)
 

@@ -23,7 +23,9 @@ from headway.engine.needle.optim import Muon
 
 def loss_and_hits(model: Needle, b: Batch) -> tuple[Tensor, dict[str, list[int]]]:
     """Mean loss of the answer tokens; per family [answers right, answers]."""
-    hidden = model(b.ids, b.positions)[:, :-1]
+    # The windowed pass has other shapes every time: it goes past torch.compile.
+    hidden = model.forward(b.ids, b.positions, b.split) if b.split else model(b.ids, b.positions)
+    hidden = hidden[:, :-1]
     wanted = b.answer[:, 1:] >= 0
     logits = model.logits(hidden[wanted])
     targets, owner = b.ids[:, 1:][wanted], b.answer[:, 1:][wanted]
@@ -76,14 +78,14 @@ class Run:
         """Continues a checkpoint; `weights_only` starts a new schedule from its weights."""
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.tokens, self.stage, self.step = state["tokens"], max(state["stage"], self.args.stage), state["step"]
+        self.tokens, self.step = state["tokens"], state["step"]
         for o, s in zip(self.optimizers, state["optimizers"], strict=True):
             peaks = [g["peak"] for g in o.param_groups]
             o.load_state_dict(s)
             for g, peak in zip(o.param_groups, peaks, strict=True):
                 g["peak"] = peak
         if not weights_only:
-            self.seconds = state["seconds"]
+            self.seconds, self.stage = state["seconds"], state["stage"]
 
     def set_rate(self) -> None:
         """Warm-up, plateau, then linear decay to a twentieth over the last part of the time."""

@@ -30,21 +30,18 @@ def paged_attention(
     kv = CpuCache(key_cache, value_cache)
     query = kv.widen(query)
     lse = torch.empty(query.shape[:2], dtype=torch.float32)
-    batch = plan.memo(("cpu", kv.cost.flat), lambda: sequences(plan, kv.cost.flat))
+    decodes, chunks = plan.memo(("cpu", kv.cost.flat), lambda: sequences(plan, kv.cost.flat))
     if softcap is not None or not kv.same_dim:
-        for one in batch:
+        for one in (*decodes, *chunks):
             tiled_out, lse[one.rows] = attend_tiled(query[one.rows], one, kv.load, scale, window, softcap)
             out[one.rows] = tiled_out[..., : kv.value_dim]
     else:
-        decodes = [one for one in batch if one.q_len == 1]
         if decodes:
             key = ("cpu decodes", window, kv.cost)
             schedule = plan.memo(key, lambda: schedule_decodes(decodes, window, kv.cost))
             _decode(query, kv, schedule, scale, out, lse)
-        for one in batch:
-            if one.q_len > 1:
-                chunk = _Chunk(kv, one, scale)
-                chunk.attend(query[one.rows], window, out[one.rows], lse[one.rows])
+        for one in chunks:
+            _Chunk(kv, one, scale).attend(query[one.rows], window, out[one.rows], lse[one.rows])
     if sinks is not None:  # a key that every query sees and whose value is zero
         out.mul_(torch.sigmoid(lse - sinks.float()).unsqueeze(-1))
         torch.logaddexp(lse, sinks.float(), out=lse)
@@ -70,20 +67,29 @@ def _decode(
     packed = query.reshape(schedule.rows, kv.num_kv_heads, heads // kv.num_kv_heads, dim)
     parts = []
     for part in schedule.in_place:
-        key, value = kv.split_view(part.start, part.length, part.splits)
+        key, value = kv.load_run(part.start, part.length, part.splits)
         row = packed[part.row : part.row + 1]
-        parts.append(_flash(row.expand(part.splits, -1, -1, -1), key, value, scale))
+        if part.splits > 1:
+            row = row.expand(part.splits, -1, -1, -1)
+        parts.append(_flash(row, key, value, scale))
     for batch in schedule.gathered:
-        size = (len(batch.rows), batch.length)
+        size = (batch.rows.shape[0], batch.length)
         key, value = (x.unflatten(0, size).transpose(1, 2) for x in kv.load(batch.slots))
         mask = None if batch.padding is None else batch.padding.to(key.dtype).expand(-1, 1, packed.shape[2], -1)
         parts.append(_flash(packed[batch.rows], key, value, scale, mask=mask))
-    part_out = torch.cat([part[0] for part in parts]).flatten(1, 2)[..., : kv.value_dim]  # [parts, Hq, Dv]
-    part_lse = torch.cat([part[1] for part in parts]).flatten(1, 2).float()
-    if schedule.one_part_each:
-        out.index_copy_(0, schedule.part_tokens, part_out.to(out.dtype))
-        lse.index_copy_(0, schedule.part_tokens, part_lse)
+    part_out, part_lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    if kv.shared:
+        part_out = part_out[..., : kv.value_dim]
+    if schedule.in_order and schedule.rows == tokens:
+        out.view(part_out.shape).copy_(part_out)
+        lse.view(part_lse.shape).copy_(part_lse)
         return
+    part_out, part_lse = part_out.flatten(1, 2), part_lse.flatten(1, 2)  # [parts, Hq, Dv], [parts, Hq]
+    if part_out.shape[0] == schedule.rows:
+        out.index_copy_(0, schedule.part_tokens, part_out.to(out.dtype))
+        lse.index_copy_(0, schedule.part_tokens, part_lse.float())
+        return
+    part_lse = part_lse.float()
     rows = schedule.part_rows
     peak = part_lse.new_full((schedule.rows, heads), float("-inf"))
     peak.scatter_reduce_(0, rows.unsqueeze(1).expand_as(part_lse), part_lse, "amax")

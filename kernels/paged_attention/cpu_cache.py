@@ -24,43 +24,45 @@ class CpuCache:
         self.value_dim = value_cache.shape[3]
         # MLA: values are the first columns of the keys; the keys stand in for them and the rest is cut afterwards
         self.shared = value_cache.data_ptr() == key_cache.data_ptr() and value_cache.stride() == key_cache.stride()
+        self.key, self.value = key_cache, key_cache if self.shared else value_cache
         self.same_dim = self.shared or self.value_dim == key_dim
         self.dtype = key_cache.dtype if multiplies_fast(key_cache.dtype) else torch.float32
-        flat = all(
-            kv.stride(0) == self.page_size * kv.stride(1) and kv.stride(3) == 1 for kv in (key_cache, value_cache)
-        )
-        self.key = _flatten(key_cache) if flat else key_cache
-        self.value = self.key if self.shared else _flatten(value_cache) if flat else value_cache
-        self.cost = ReadCost(
-            token_bytes=self.num_kv_heads * (key_dim + self.value_dim) * key_cache.element_size(),
-            in_place=flat and self.dtype == key_cache.dtype,
-            flat=flat,
-            num_kv_heads=self.num_kv_heads,
-        )
+        flat = self._is_flat(self.key) and (self.shared or self._is_flat(self.value))
+        token_bytes = self.num_kv_heads * (key_dim + self.value_dim) * key_cache.element_size()
+        self.cost = ReadCost(token_bytes, flat and self.dtype == key_cache.dtype, flat, self.num_kv_heads)
 
     def load(self, piece: Piece) -> tuple[Tensor, Tensor]:
         """Keys and values `[N, Hkv, D]` of a piece, in place where possible."""
         key = self._read(self.key, piece)
         return key, key if self.shared else self._read(self.value, piece)
 
-    def split_view(self, start: int, length: int, splits: int) -> tuple[Tensor, Tensor]:
+    def load_run(self, start: int, length: int, splits: int) -> tuple[Tensor, Tensor]:
         """Keys and values `[splits, Hkv, length, D]` of equal, adjacent runs from slot `start` on."""
-        stop = start + splits * length
-        key, value = (x.unflatten(0, (splits, length)).transpose(1, 2) for x in self.load((start, stop)))
-        return key, value
+        key = self._run(self.key, start, length, splits)
+        return key, key if self.shared else self._run(self.value, start, length, splits)
 
     def widen(self, tensor: Tensor) -> Tensor:
-        tensor = tensor.to(self.dtype)
+        if tensor.dtype != self.dtype:
+            tensor = tensor.to(self.dtype)
         return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
+    def _is_flat(self, kv: Tensor) -> bool:
+        page, token, _, dim = kv.stride()
+        return page == self.page_size * token and dim == 1
+
     def _read(self, kv: Tensor, piece: Piece) -> Tensor:
+        if not self.cost.flat:
+            at = torch.arange(*piece) if isinstance(piece, tuple) else piece
+            return self.widen(kv[at // self.page_size, at % self.page_size])
         if isinstance(piece, tuple):
-            return self.widen(kv[slice(*piece)])
-        if self.cost.flat:
-            return self.widen(kv.index_select(0, piece))
-        return self.widen(kv[piece // self.page_size, piece % self.page_size])
+            start, stop = piece
+            return self._run(kv, start, stop - start, 1)[0].transpose(0, 1)
+        num_pages, page_size, num_kv_heads, dim = kv.shape
+        slots = kv.as_strided((num_pages * page_size, num_kv_heads, dim), kv.stride()[1:])
+        return self.widen(slots.index_select(0, piece))
 
-
-def _flatten(cache: Tensor) -> Tensor:
-    num_pages, page_size, num_kv_heads, dim = cache.shape
-    return cache.as_strided((num_pages * page_size, num_kv_heads, dim), cache.stride()[1:])
+    def _run(self, kv: Tensor, start: int, length: int, splits: int) -> Tensor:
+        """One view: a decode makes two of these per layer, and each further view costs it a microsecond."""
+        _, token, head, _ = kv.stride()
+        size = (splits, kv.shape[2], length, kv.shape[3])
+        return self.widen(kv.as_strided(size, (length * token, head, token, 1), kv.storage_offset() + start * token))

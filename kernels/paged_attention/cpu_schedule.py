@@ -7,7 +7,7 @@ read in place when it is worth a call, and smaller ones are gathered, several se
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,15 +15,14 @@ from torch import Tensor
 
 from headway.kernels.paged_attention.plan import AttentionPlan, Pages
 
-DIRECT_BYTES = 256 * 1024  # a run of at least this much K and V is read where it lies
+DIRECT_BYTES = 1024 * 1024  # a run of at least this much K and V is read where it lies
 GATHER_BYTES = 4 * 1024 * 1024  # one gathered batch at most; larger ones fall out of the cache and page-fault
 SPLIT_TOKENS = 2048  # a decode shorter than this is not worth several threads
 
 Piece = tuple[int, int] | Tensor  # slots [start, stop), or int64 slots to gather
 
 
-@dataclass(frozen=True)
-class ReadCost:
+class ReadCost(NamedTuple):
     """What the schedule must know of one layer's cache."""
 
     token_bytes: int  # K and V of one token
@@ -100,9 +99,8 @@ class Sequence:
         return runs
 
 
-@dataclass(frozen=True)
-class InPlace:
-    """Keys [start, start + splits * length) of one decode row, `splits` equal parts so that all cores have work."""
+class InPlace(NamedTuple):
+    """Keys of one decode row: `splits` equal runs from slot `start` on, so that all cores have work."""
 
     row: int
     start: int
@@ -110,8 +108,7 @@ class InPlace:
     splits: int
 
 
-@dataclass(frozen=True)
-class Gathered:
+class Gathered(NamedTuple):
     """Several decode rows' keys copied side by side, padded to one length."""
 
     rows: Tensor  # int64 [n]
@@ -120,39 +117,25 @@ class Gathered:
     padding: Tensor | None  # [n, 1, 1, length], 0 or -inf
 
 
-@dataclass(frozen=True)
-class DecodeSchedule:
+class DecodeSchedule(NamedTuple):
+    rows: int
     tokens: Tensor  # int64 [rows]: the batch token of each decode row
-    in_place: tuple[InPlace, ...]
-    gathered: tuple[Gathered, ...]
-
-    @cached_property
-    def part_rows(self) -> Tensor:
-        """int64 [parts]: the row of each part, in the order in which parts are computed."""
-        rows = [part.row for part in self.in_place for _ in range(part.splits)]
-        return torch.cat([torch.tensor(rows, dtype=torch.int64), *(part.rows for part in self.gathered)])
-
-    @cached_property
-    def one_part_each(self) -> bool:
-        return len(self.part_rows) == self.rows
-
-    @cached_property
-    def part_tokens(self) -> Tensor:
-        return self.tokens[self.part_rows]
-
-    @property
-    def rows(self) -> int:
-        return len(self.tokens)
+    in_place: list[InPlace]
+    gathered: list[Gathered]
+    part_rows: Tensor  # int64 [parts]: the row of each part, parts in the order of in_place, then gathered
+    part_tokens: Tensor  # int64 [parts]
+    in_order: bool  # part i belongs to row i, and every row has one part
 
 
-def sequences(plan: AttentionPlan, flat: bool) -> list[Sequence]:
-    starts = np.cumsum((0, *plan.host_q_lens)).tolist()
-    return [
+def sequences(plan: AttentionPlan, flat: bool) -> tuple[list[Sequence], list[Sequence]]:
+    """The batch's decodes and its longer chunks."""
+    starts = np.cumsum((0, *plan.host_q_lens))[:-1].tolist()
+    lens = zip(starts, plan.host_q_lens, plan.host_kv_lens, plan.host_tables, strict=True)
+    every = [
         Sequence(slice(start, start + q_len), q_len, kv_len, table, plan.page_size, flat)
-        for start, q_len, kv_len, table in zip(
-            starts, plan.host_q_lens, plan.host_kv_lens, plan.host_tables, strict=False
-        )
+        for start, q_len, kv_len, table in lens
     ]
+    return [one for one in every if one.q_len == 1], [one for one in every if one.q_len > 1]
 
 
 def schedule_decodes(decodes: list[Sequence], window: int | None, cost: ReadCost) -> DecodeSchedule:
@@ -167,9 +150,13 @@ def schedule_decodes(decodes: list[Sequence], window: int | None, cost: ReadCost
                 in_place += _split(row, *piece, cost.num_kv_heads)
             else:
                 loose.append((row, torch.arange(*piece)))
-    gathered = tuple(_pad(group) for group in _groups(loose, cost.gather_tokens))
-    tokens = torch.tensor([sequence.rows.start for sequence in decodes])
-    return DecodeSchedule(tokens, tuple(in_place), gathered)
+    gathered = [_pad(group) for group in _groups(loose, cost.gather_tokens)]
+    rows = [part.row for part in in_place for _ in range(part.splits)]
+    for batch in gathered:
+        rows += batch.rows.tolist()
+    tokens, part_rows = torch.tensor([sequence.rows.start for sequence in decodes]), torch.tensor(rows)
+    in_order = rows == list(range(len(decodes)))
+    return DecodeSchedule(len(decodes), tokens, in_place, gathered, part_rows, tokens[part_rows], in_order)
 
 
 def _split(row: int, start: int, stop: int, num_kv_heads: int) -> Iterator[InPlace]:

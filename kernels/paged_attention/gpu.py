@@ -4,7 +4,6 @@ A program owns a tile of rows of one KV head, a row being one (query, head of th
 per KV head, and a decode is a tile with few rows. Programs too few to fill the GPU divide their keys into splits.
 """
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -26,10 +25,12 @@ def paged_attention(
     num_kv_heads = key_cache.shape[2]
     group_size = query.shape[1] // num_kv_heads
     shared = value_cache.data_ptr() == key_cache.data_ptr() and value_cache.stride() == key_cache.stride()
-    cores = num_cores(query.device)
+    exact = query.dtype == torch.float32
+    decode_m = block_rows(group_size, query.shape[2], exact)
+    chunk_m = block_rows(128, query.shape[2], exact)
     launches = plan.memo(
-        ("gpu", num_kv_heads, group_size, query.shape[2], window),
-        lambda: schedule(plan, num_kv_heads, group_size, query.shape[2], window, cores),
+        ("gpu", num_kv_heads, group_size, decode_m, chunk_m, window),
+        lambda: schedule(plan, num_kv_heads, group_size, decode_m, chunk_m, window, num_cores(query.device)),
     )
     for launch in launches:
         part_out, part_lse = out[None], lse[None]
@@ -39,7 +40,7 @@ def paged_attention(
             part_lse = torch.empty(shape, dtype=torch.float32, device=query.device)
         constants = kernel_constants(
             query.shape[2], value_cache.shape[3], group_size, plan.page_size, launch.block_m,
-            exact=query.dtype == torch.float32, split=launch.splits > 1, window=window is not None,
+            exact=exact, split=launch.splits > 1, window=window is not None,
             softcap=softcap is not None, sinks=sinks is not None, shared=shared,
         )  # fmt: skip
         attend_kernel[num_kv_heads, len(launch.tiles), launch.splits](
@@ -72,19 +73,23 @@ def kernel_constants(
         BLOCK_K=max(16, main_dim), BLOCK_REST=rest_dim, BLOCK_V=max(16, triton.next_power_of_2(value_dim)),
         SPLIT=split, WINDOW=window, SOFTCAP=softcap, SINKS=sinks,
         SHARED=shared and value_dim == main_dim,  # V is the K tile already loaded
-        PRECISION="ieee" if exact else "tf32",
+        PRECISION="tf32x3" if exact else "tf32",
         num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
 
 
+def block_rows(rows: int, dim: int, exact: bool) -> int:
+    """BLOCK_M for a sequence of so many rows: all of a decode if they fit, otherwise what registers can hold."""
+    most = 32 if exact or dim > 256 else 128
+    return min(most, max(16, triton.next_power_of_2(rows)))
+
+
 def _tile(dim: int, block_m: int, exact: bool) -> tuple[int, int, int]:
-    """BLOCK_N, warps, stages; from sm_90 resource reports (tests/kernels/test_compiled.py), not timed on a GPU."""
+    """BLOCK_N, warps, stages: without spills on sm_90 (tests/kernels/test_compiled.py), not yet timed on a GPU."""
     if exact or dim > 256:
-        return (32, 8, 2) if block_m > 16 else (32, 4, 2)
+        return 32, 8 if block_m > 16 else 4, 2
     if block_m <= 32:
         return (64, 4, 3) if dim <= 128 else (32, 4, 3)
-    if dim <= 64:
-        return 64, 4, 3
     return (64, 8, 3) if dim <= 128 else (32, 8, 2)
 
 

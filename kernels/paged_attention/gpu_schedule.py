@@ -23,13 +23,16 @@ class Launch:
 
 
 def schedule(
-    plan: AttentionPlan, num_kv_heads: int, group_size: int, dim: int, window: int | None, cores: int
-) -> list[Launch]:
+    plan: AttentionPlan, num_kv_heads: int, group_size: int, decode_m: int, chunk_m: int, window: int | None,
+    cores: int,
+) -> list[Launch]:  # fmt: skip
     decodes = [b for b, q_len in enumerate(plan.host_q_lens) if q_len == 1]
     chunks = [b for b, q_len in enumerate(plan.host_q_lens) if q_len > 1]
-    tall = 64 if dim <= 64 or dim > 256 else 128
-    heights = ((decodes, min(64, _power_of_2(group_size))), (chunks, tall))
-    return [_launch(plan, chosen, block_m, num_kv_heads, group_size, window, cores) for chosen, block_m in heights if chosen]
+    return [
+        _launch(plan, chosen, block_m, num_kv_heads, group_size, window, cores)
+        for chosen, block_m in ((decodes, decode_m), (chunks, chunk_m))
+        if chosen
+    ]
 
 
 def _launch(
@@ -56,6 +59,3 @@ def _launch(
         block_m, splits, torch.from_numpy(host).to(device), torch.tensor(tokens, dtype=torch.int32, device=device)
     )
 
-
-def _power_of_2(group_size: int) -> int:
-    return max(16, 1 << (group_size - 1).bit_length())

@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from headway.kernels.merge_states.gpu import merge_kernel
-from headway.kernels.paged_attention.gpu import kernel_constants
+from headway.kernels.paged_attention.gpu import block_rows, kernel_constants
 from headway.kernels.paged_attention.gpu_kernel import attend_kernel
 from headway.kernels.store_kv.gpu import store_kernel
 
@@ -27,40 +27,44 @@ FP32 = ("lse", "lses")
 UNIT_STRIDES = re.compile(r".*(key|value|query|outs?|cache)_dim$|lse_head$")
 
 
-def attend(key_dim: int, value_dim: int, group: int, block_m: int, page_size: int = 64, **features: bool):
+def chunk(key_dim: int, value_dim: int, group: int, rows: int = 128, page_size: int = 64, **features: bool) -> Any:
     kinds = dict(exact=False, split=False, window=False, softcap=False, sinks=False, shared=False) | features
-    out = "fp32" if kinds["split"] else "bf16"
-    return attend_kernel, kernel_constants(key_dim, value_dim, group, page_size, block_m, **kinds), {"out": out}
+    block_m = block_rows(rows, key_dim, kinds["exact"])
+    constants = kernel_constants(key_dim, value_dim, group, page_size, block_m, **kinds)
+    return attend_kernel, constants, {"out": "fp32" if kinds["split"] else "bf16"}
 
 
-def decode(key_dim: int, value_dim: int, group: int, block_m: int = 16, **features: bool):
-    return attend(key_dim, value_dim, group, block_m, split=True, **features)
+def decode(key_dim: int, value_dim: int, group: int, **features: Any) -> Any:
+    return chunk(key_dim, value_dim, group, rows=group, **({"split": True} | features))
 
 
 VARIANTS: dict[str, Any] = {
     "decode 64": lambda: decode(64, 64, 8),
     "decode 128": lambda: decode(128, 128, 4),
     "decode 256": lambda: decode(256, 256, 4),
-    "decode mla": lambda: decode(576, 512, 128, 64, shared=True),
-    "chunk 64": lambda: attend(64, 64, 8, 64),
-    "chunk 128": lambda: attend(128, 128, 4, 128),
-    "chunk 256": lambda: attend(256, 256, 4, 128),
-    "chunk mla": lambda: attend(576, 512, 128, 64, shared=True),
-    "decode 128 one split": lambda: attend(128, 128, 4, 16),
+    "decode mla": lambda: decode(576, 512, 128, shared=True),
+    "chunk 64": lambda: chunk(64, 64, 8),
+    "chunk 128": lambda: chunk(128, 128, 4),
+    "chunk 256": lambda: chunk(256, 256, 4),
+    "chunk mla": lambda: chunk(576, 512, 128, shared=True),
+    "decode 128 one split": lambda: decode(128, 128, 4, split=False),
     "decode 80": lambda: decode(80, 80, 1),
     "decode 96": lambda: decode(96, 96, 1),
-    "decode 128 page 16": lambda: attend(128, 128, 4, 16, page_size=16, split=True),
-    "decode 128 page 1": lambda: attend(128, 128, 4, 16, page_size=1, split=True),
+    "decode 64 mqa": lambda: decode(64, 64, 71),
+    "decode 256 mqa": lambda: decode(256, 256, 64),
+    "decode mla tp8": lambda: decode(576, 512, 16, shared=True),
+    "decode 128 page 16": lambda: decode(128, 128, 4, page_size=16),
+    "decode 128 page 1": lambda: decode(128, 128, 4, page_size=1),
     "decode 64 gpt-oss": lambda: decode(64, 64, 8, window=True, sinks=True),
     "decode 256 gemma-2": lambda: decode(256, 256, 2, window=True, softcap=True),
-    "decode 128 fp32": lambda: attend(128, 128, 4, 16, split=True, exact=True),
-    "chunk 64 gpt-oss": lambda: attend(64, 64, 8, 64, window=True, sinks=True),
-    "chunk 96": lambda: attend(96, 96, 1, 128),
-    "chunk 128 window": lambda: attend(128, 128, 4, 128, window=True),
-    "chunk 128 split": lambda: attend(128, 128, 4, 128, split=True),
-    "chunk 256 gemma-2": lambda: attend(256, 256, 2, 128, window=True, softcap=True),
-    "chunk 192/128": lambda: attend(192, 128, 1, 128),
-    "chunk 128 fp32": lambda: attend(128, 128, 4, 128, exact=True),
+    "decode 128 fp32": lambda: decode(128, 128, 4, exact=True),
+    "chunk 64 gpt-oss": lambda: chunk(64, 64, 8, window=True, sinks=True),
+    "chunk 96": lambda: chunk(96, 96, 1),
+    "chunk 128 window": lambda: chunk(128, 128, 4, window=True),
+    "chunk 128 split": lambda: chunk(128, 128, 4, split=True),
+    "chunk 256 gemma-2": lambda: chunk(256, 256, 2, window=True, softcap=True),
+    "chunk 192/128": lambda: chunk(192, 128, 1),
+    "chunk 128 fp32": lambda: chunk(128, 128, 4, exact=True),
     "merge 128": lambda: (
         merge_kernel, dict(DIM=128, BLOCK_D=128, HAS_ROWS=True, num_warps=2), {"outs": "fp32", "out": "bf16"},
     ),
@@ -75,7 +79,7 @@ VARIANTS: dict[str, Any] = {
 
 def compile_variant(kernel: Any, constants: dict[str, Any], dtypes: dict[str, str]) -> dict[str, Any]:
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
-    exact = constants.get("PRECISION") == "ieee"
+    exact = constants.get("PRECISION") != "tf32" and "PRECISION" in constants
     signature, attrs, values = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in constants or UNIT_STRIDES.match(name):

@@ -83,8 +83,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-moe": ("qwen3_moe", {"head_dim": 16, "num_experts": 4, **MOE}),
     "mistral": ("mistral", {"sliding_window": 8}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "gemma2": ("gemma2", {"head_dim": 16, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 32, **SLIDING}),
+    "gemma2": (
+        "gemma2",
+        {"head_dim": 16, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 32, **SLIDING},
+    ),
     "gemma3": ("gemma3_text", {"head_dim": 16, "query_pre_attn_scalar": 32, **SLIDING}),
+    "gemma3-longrope": (
+        "gemma3_text",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                "full_attention": LONGROPE,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+            **SLIDING,
+        },
+    ),
     "gemma3n": (
         "gemma3n_text",
         {
@@ -132,12 +146,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "cohere2": ("cohere2", {"head_dim": 16, "logit_scale": 0.5, **SLIDING}),
     "deepseek-v3": ("deepseek_v3", MLA),
+    "glm4-moe-lite": ("glm4_moe_lite", MLA),
     "deepseek-v2": ("deepseek_v2", {**MLA, "topk_method": "greedy"}),
     "minicpm3": ("minicpm3", {name: value for name, value in MLA.items() if "expert" not in name}),
     "nemotron": ("nemotron", {"head_dim": 16}),
     "stablelm": ("stablelm", {}),
     "exaone4": ("exaone4", {"sliding_window_pattern": "LG", **SLIDING}),
+    "gpt2": ("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}),
     "gpt-neox": ("gpt_neox", {}),
+    "hunyuan": ("hunyuan_v1_dense", {"head_dim": 16}),
     "opt": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0}),
 }
 

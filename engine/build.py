@@ -1,0 +1,62 @@
+"""From a configuration to an engine that is ready to serve."""
+
+from headway.engine.cache import KVCache
+from headway.engine.config import EngineConfig
+from headway.engine.core import Engine
+from headway.engine.errors import ConfigError
+from headway.engine.loaded import LoadedModel
+from headway.engine.loading import load
+from headway.engine.memory_plan import plan_memory
+from headway.engine.messages import ModelInfo
+from headway.engine.pages import PageAllocator
+from headway.engine.prefix_cache import PrefixCache, root_digest
+from headway.engine.request import Sequence
+from headway.engine.runner import ModelRunner
+from headway.engine.sampler import Sampler
+
+
+def build(config: EngineConfig) -> Engine:
+    """Load the model, plan the memory, and put the engine together.
+
+    Raises:
+        ConfigError: the configuration cannot be served, with what to change.
+        ModelRefused: the model cannot be served correctly, with the reason.
+    """
+    if config.scheduler.max_step_tokens < config.scheduler.max_running:
+        raise ConfigError(
+            f"scheduler.max_step_tokens is {config.scheduler.max_step_tokens}, but each of "
+            f"scheduler.max_running = {config.scheduler.max_running} requests may need a token in one step"
+        )
+    loaded = load(config.model)
+    plan = plan_memory(loaded, config)
+    kv_cache = KVCache(loaded.specs, plan.num_pages, plan.page_size, loaded.dtype, loaded.device)
+    info = ModelInfo(
+        name=config.model.served_name or config.model.name,
+        max_context=plan.max_context,
+        vocab_size=loaded.vocab_size,
+        eos_token_ids=loaded.eos_token_ids,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=str(loaded.device),
+        num_pages=plan.num_pages,
+        page_size=plan.page_size,
+        plan=str(plan),
+    )
+    return Engine(
+        info,
+        config.scheduler,
+        prefix_cache(loaded, plan.num_pages, config),
+        ModelRunner(loaded, kv_cache),
+        Sampler(loaded.vocab_size, loaded.eos_token_ids),
+    )
+
+
+def prefix_cache(loaded: LoadedModel, num_pages: int, config: EngineConfig) -> PrefixCache:
+    """The page pool, whose digests begin with all that changes this model's KV."""
+
+    def root(sequence: Sequence) -> bytes:
+        salt = sequence.submit.cache_salt.encode("utf-8", "surrogatepass")
+        return root_digest(loaded.fingerprint, loaded.rope.rope_key(sequence.rope_length), salt)
+
+    return PrefixCache(
+        PageAllocator(num_pages), config.cache.page_size, root, enabled=config.cache.prefix_cache
+    )

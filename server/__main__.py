@@ -1,0 +1,5 @@
+"""`python -m headway.server`: the `headway` command."""
+
+from headway.server.cli import main
+
+main()

@@ -1,0 +1,59 @@
+"""What the OpenAPI document says of errors and streams."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from headway.server.errors import ErrorBody
+
+Responses = dict[int | str, dict[str, Any]]
+
+_TEXTS = {
+    400: "A field is wrong; `param` names it.",
+    401: "No valid API key.",
+    404: "No such model.",
+    413: "The body is too long.",
+    415: "The body is not application/json.",
+    429: "The queue is full.",
+    500: "This request failed.",
+    503: "The engine has ended, or the server is shutting down.",
+}
+_RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds until a place is likely.", "schema": {"type": "string"}}
+}
+
+
+def errors(*codes: int) -> Responses:
+    """Documentation of error answers; 401 is always among them."""
+    result: Responses = {code: {"model": ErrorBody, "description": _TEXTS[code]} for code in (*codes, 401)}
+    if 429 in result:
+        result[429]["headers"] = _RETRY_AFTER
+    return result
+
+
+BODY_ERRORS = (400, 404, 413, 415, 500, 503)
+
+
+def generation_responses(whole: type[BaseModel]) -> Responses:
+    """Documentation of a route that generates."""
+    stream = {"schema": {"type": "string", "description": "Server-sent events; the last is `data: [DONE]`."}}
+    success = {"model": whole, "description": "The answer.", "content": {"text/event-stream": stream}}
+    return {200: success, **errors(*BODY_ERRORS, 429)}
+
+
+def install(app: FastAPI) -> None:
+    """Take FastAPI's own form of validation errors, which Headway never answers with, out of the document."""
+    generate = app.openapi
+
+    def without_422() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            for path in document["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(name, None)
+        return generate()
+
+    app.openapi = without_422  # type: ignore[method-assign]

@@ -1,0 +1,103 @@
+"""Run the server: engine, tokenizer, application, HTTP, and an orderly end."""
+
+import asyncio
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+import uvloop
+from rich.console import Console
+
+from headway.engine.client import EngineClient
+from headway.engine.errors import ConfigError
+from headway.engine.process_client import ProcessClient
+from headway.server import banner
+from headway.server.app import create_app
+from headway.server.drain import Drain
+from headway.server.settings import ServerConfig, Settings
+from headway.server.tokenizer import Tokenizer
+
+_CLOSE_SECONDS = 2
+"""What connections get, once draining is over, to notice the end."""
+
+
+def run(settings: Settings, console: Console) -> None:
+    """Serve until SIGTERM or SIGINT, then let running requests finish; a second signal ends at once.
+
+    Raises:
+        ConfigError, ModelRefused: the model cannot be served, or the address cannot be used.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    with _bind(settings.server) as listener:
+        with console.status(f"loading {settings.engine.model.name}…"):
+            tokenizer = Tokenizer.load(settings.engine.model)
+            engine = ProcessClient(settings.engine)
+        uvloop.run(_serve(settings, console, listener, tokenizer, engine))
+
+
+async def _serve(
+    settings: Settings, console: Console, listener: socket.socket, tokenizer: Tokenizer, engine: EngineClient
+) -> None:
+    app = create_app(settings, engine, tokenizer)
+    service = app.state.service
+    try:
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=_CLOSE_SECONDS,
+        )
+        server = _DrainingServer(config, service.drain, settings.server.drain_seconds)
+        port = listener.getsockname()[1]
+        embedded = settings.engine.model.name == "needle"
+        banner.show(console, engine.info, service.model, settings.server, port, embedded)
+        await server.serve(sockets=[listener])
+    finally:
+        tokenizer.close()
+        await engine.close()
+
+
+def _bind(config: ServerConfig) -> socket.socket:
+    """Take the address before the model is loaded, so that a wrong one is told at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"server.host, server.port: cannot use {config.host}:{config.port}: {error}"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+class _DrainingServer(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, drain: Drain, seconds: float) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._ending: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        if self._drain.started:
+            self.should_exit = self.force_exit = True
+        else:
+            self._drain.start()
+            self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        self._ending = asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        await self._drain.idle(self._seconds)
+        self.should_exit = True

@@ -1,0 +1,86 @@
+"""Dividing the device's memory, and what is said when it does not suffice."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from headway.engine.config import EngineConfig, parse
+from headway.engine.device_memory import device_memory
+from headway.engine.errors import ConfigError
+from headway.engine.memory_plan import GIB, Needs, context_limit, divide
+
+MIB = 2**20
+NEEDS = Needs(
+    weights=GIB, page=4 * MIB, activations=512 * MIB, logits=64 * MIB, chunk=2048, chunk_context=4096
+)
+
+
+def config(**sections: dict[str, object]) -> EngineConfig:
+    return parse(EngineConfig, sections)
+
+
+def test_pages_take_the_given_share_of_what_is_left() -> None:
+    plan = divide(NEEDS, 16 * GIB, 10 * GIB, 131_072, config(cache={"memory_fraction": 0.5}))
+    assert plan.num_pages == (5 * GIB - 576 * MIB) // (4 * MIB)
+    assert plan.max_context == plan.num_pages * 64
+
+
+def test_pages_take_the_memory_that_is_given() -> None:
+    plan = divide(NEEDS, 16 * GIB, 10 * GIB, 4096, config(cache={"memory_gib": 2}))
+    assert plan.num_pages == 512
+    assert plan.max_context == 4096
+
+
+def test_the_plan_says_what_fits() -> None:
+    text = str(divide(NEEDS, 16 * GIB, 10 * GIB, 131_072, config(cache={"memory_gib": 4})))
+    assert "longest prompt that fits: 65535 tokens, by the memory for KV pages" in text
+    assert "documents of 32k tokens held at once: 2" in text
+    assert "4 GiB: 1024 pages of 64 tokens, 64 KiB a token" in text
+    assert "512 MiB, measured: 2048 tokens over 4096 cached ones" in text
+
+
+@pytest.mark.parametrize(
+    ("free", "sections", "advice"),
+    [
+        (GIB, {"cache": {"memory_fraction": 0.1}}, ["memory_fraction", "scheduler.max_step_tokens"]),
+        (600 * MIB, {"cache": {"memory_gib": 0.5}}, ["cache.memory_gib is 0.5", "24 MiB", "max_step_tokens"]),
+        (GIB, {"cache": {"memory_gib": 0.001}}, ["raise cache.memory_gib", "cache.page_size"]),
+        (
+            GIB,
+            {"cache": {"memory_gib": 0.25}, "model": {"max_context": 8192}},
+            ["max_context is 8192", "4096"],
+        ),
+    ],
+)
+def test_too_little_memory_is_refused_with_what_to_change(
+    free: int, sections: dict[str, dict[str, object]], advice: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        divide(NEEDS, 16 * GIB, free, 131_072, config(**sections))
+    for part in advice:
+        assert part in str(refusal.value)
+
+
+def test_a_context_beyond_the_model_is_refused() -> None:
+    assert context_limit(None, 4096) == 4096
+    assert context_limit(1024, 4096) == 1024
+    with pytest.raises(ConfigError, match="made for 4096 tokens"):
+        context_limit(4097, 4096)
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text(f"{64 * MIB}\n")
+    (tmp_path / "memory.current").write_text(f"{24 * MIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {8 * MIB}\nslab 3\n")
+    assert device_memory(torch.device("cpu"), tmp_path) == (64 * MIB, 48 * MIB)
+
+
+@pytest.mark.parametrize("content", [None, "max\n"])
+def test_without_a_limit_the_machine_counts(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "memory.max").write_text(content)
+    total, free = device_memory(torch.device("cpu"), tmp_path)
+    assert total == psutil.virtual_memory().total
+    assert 0 < free <= total

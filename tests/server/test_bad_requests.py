@@ -1,0 +1,176 @@
+"""Bad input gets a 4xx in OpenAI's form that names the field, and reaches no engine."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from headway.engine.config import LimitsConfig
+
+from .live import live
+from .scripted_engine import ScriptedEngine
+
+Post = Callable[..., httpx.Response]
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MESSAGES = [{"role": "user", "content": "hi"}]
+LIMITS = LimitsConfig()
+
+
+def check_refused(answer: httpx.Response, field: str | None, status: int = 400) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    if field is not None:
+        assert error["param"] == field or error["param"].startswith(f"{field}."), error
+
+
+NUMBERS: list[tuple[str, list[Any]]] = [
+    ("n", [0, -1, 17, 10**30, 1.0, "1", True]),
+    ("max_tokens", [0, -1, 10**30, 5000, 1.5, "5", True]),
+    ("min_tokens", [-1, 10**30, True, "1"]),
+    ("temperature", [-0.1, 101, "1", True, [1]]),
+    ("top_p", [0, -1, 1.01, "1", False]),
+    ("top_k", [-2, 2**31, 1.5, True]),
+    ("min_p", [-0.1, 1.1, "0", True]),
+    ("repetition_penalty", [0, -1, 101, "1"]),
+    ("presence_penalty", [-2.1, 2.1, "0"]),
+    ("frequency_penalty", [-2.1, 2.1, True]),
+    ("seed", [2**64, -(2**64), 1.5, "1", True]),
+    ("priority", [2**40, "1", 0.5]),
+    ("stop", ["", [""], [1], 5, ["a"] * (LIMITS.max_stop_strings + 1), "a" * 2000]),
+    ("stop_token_ids", [[-1], [2**31], [True], ["1"], 5, [10**6]]),
+    ("logit_bias", [{"x": 1}, {"-1": 1}, {"5": 101}, {"5": "1"}, {"5": True}, [5], {"1000000": 1}]),
+    ("cache_salt", ["", "x" * 300, 5]),
+    ("stream", ["yes", 1]),
+    ("stream_options", [5, "usage"]),
+    ("response_format", [{"type": "json_object"}, {"type": "json_schema"}, "text", {}]),
+    ("model", [5, "x" * 1000]),
+]
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(("field", "wrong"), NUMBERS, ids=[field for field, _ in NUMBERS])
+def test_bounds(path: str, field: str, wrong: list[Any], post: Post, engine: ScriptedEngine) -> None:
+    base = {"messages": MESSAGES} if path == CHAT else {"prompt": "hi"}
+    for value in wrong:
+        check_refused(post(path, base | {field: value}), field)
+    assert not engine.submits
+    assert post(path, base | {field: None}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "prompt"),
+        *(
+            ({"prompt": prompt}, "prompt")
+            for prompt in (None, "", [], [""], [[]], [1, "a"], ["a", 1], [[1], 1])
+        ),
+        *(
+            ({"prompt": prompt}, "prompt")
+            for prompt in ([True], [[1, True]], [1.0], [-1], [10**6], {"a": 1}, 5)
+        ),
+        ({"prompt": [5] * 4096}, "prompt"),
+        ({"prompt": [5] * 5000}, "prompt"),
+        ({"prompt": ["a"] * 129}, "prompt"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs"),
+        ({"prompt": "a", "logprobs": True}, "logprobs"),
+        ({"prompt": "a", "echo": 1}, "echo"),
+    ],
+)
+def test_completions(body: dict[str, Any], field: str, post: Post, engine: ScriptedEngine) -> None:
+    check_refused(post(COMPLETIONS, body), field)
+    assert not engine.submits
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": ["hi"]}, "messages.0"),
+        ({"messages": [{"content": "hi"}]}, "messages.0.role"),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user"}]}, "messages.0"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///"}}]}
+                ]
+            },
+            "messages.0.content.0.type",
+        ),
+        ({"messages": MESSAGES * 10_001}, "messages"),
+        ({"messages": MESSAGES, "top_logprobs": 2}, "top_logprobs"),
+        ({"messages": MESSAGES, "logprobs": 2}, "logprobs"),
+        ({"messages": MESSAGES, "logprobs": True, "top_logprobs": 21}, "logprobs"),
+        ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools"),
+        ({"messages": MESSAGES, "tool_choice": "required"}, "tool_choice"),
+        ({"messages": MESSAGES, "functions": [{}]}, "functions"),
+        ({"messages": MESSAGES, "chat_template": "{{ messages }}"}, "chat_template"),
+        ({"messages": MESSAGES, "chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
+        (
+            {"messages": MESSAGES, "continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+        ),
+    ],
+)
+def test_chat(body: dict[str, Any], field: str, post: Post, engine: ScriptedEngine) -> None:
+    check_refused(post(CHAT, body), field)
+    assert not engine.submits
+
+
+def test_null_and_unknown_fields_are_fine(post: Post) -> None:
+    nothing = dict.fromkeys([field for field, _ in NUMBERS])
+    assert post(CHAT, {**nothing, "messages": MESSAGES, "tools": [], "new_idea": {"a": 1}}).status_code == 200
+    assert post(COMPLETIONS, {**nothing, "prompt": "a", "logprobs": None, "best_of": None}).status_code == 200
+
+
+def test_millions_of_wrong_items_are_one_error(post: Post) -> None:
+    for body in ({"prompt": ["a"] * 500_000 + [1]}, {"prompt": "a", "stop": [1] * 500_000}):
+        answer = post(COMPLETIONS, body)
+        check_refused(answer, None)
+        assert len(answer.content) < 500
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_content_type(content_type: str, post: Post) -> None:
+    answer = post(COMPLETIONS, content=b'{"prompt": "a"}', headers={"Content-Type": content_type})
+    check_refused(answer, None, 415)
+
+
+def test_unknown_paths_methods_and_models(app: FastAPI) -> None:
+    with live(app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        check_refused(client.get("/v2/nothing"), None, 404)
+        check_refused(client.get("/v1/models/"), None, 404)
+        check_refused(client.get(COMPLETIONS), None, 405)
+        check_refused(client.post(COMPLETIONS, json={"prompt": "a", "model": "gpt-9"}), "model", 404)
+        check_refused(client.post("/detokenize", json={"tokens": [10**6]}), "tokens")
+        check_refused(client.post("/tokenize", json={"prompt": "a", "messages": MESSAGES}), "prompt")
+        check_refused(client.post("/tokenize", json={}), "prompt")
+
+
+def chunks(count: int) -> Iterator[bytes]:
+    for _ in range(count):
+        yield b" " * 1024
+
+
+def test_body_limit_holds_for_declared_and_for_chunked_bodies(make_app: Callable[..., FastAPI]) -> None:
+    with (
+        live(make_app(max_body_bytes=4096)) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        headers = {"Content-Type": "application/json"}
+        check_refused(client.post(COMPLETIONS, content=b" " * 5000, headers=headers), None, 413)
+        check_refused(client.post(COMPLETIONS, content=chunks(64), headers=headers), None, 413)
+        check_refused(client.post(COMPLETIONS, content=chunks(4), headers=headers), None, 400)
+        assert client.post(COMPLETIONS, json={"prompt": "a"}).status_code == 200

@@ -1,0 +1,191 @@
+"""`headway serve` with needle in a real process, asked by the real openai client."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from .live import wait_for
+from .process import ServerProcess, serve
+
+KEY = "a-key-for-tests"
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. "
+QUESTION = "What is the secret code for Paris?"
+
+
+def document(sentences: int) -> str:
+    half = FILLER * (sentences // 2)
+    return f"{half}The secret code for Paris is 7301942. {half}\n\n{QUESTION}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with serve(tmp_path_factory.mktemp("server"), "--memory", "0.1", HEADWAY_API_KEYS=KEY) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+
+
+def ask(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_banner_says_what_needle_is(server: ServerProcess) -> None:
+    banner = server.log.read_text()
+    assert "knows nothing else" in banner
+    assert "longest prompt" in banner
+    assert KEY not in banner
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="needle", messages=ask(document(40)), temperature=0, max_tokens=24
+    )
+    assert answer.choices[0].message.content
+    assert answer.usage is not None
+    again = client.chat.completions.create(
+        model="needle", messages=ask(document(40)), temperature=0, max_tokens=24
+    )
+    assert again.choices[0].message.content == answer.choices[0].message.content
+    assert again.usage is not None
+    assert again.usage.prompt_tokens_details is not None
+    assert again.usage.prompt_tokens_details.cached_tokens is not None
+    assert again.usage.prompt_tokens_details.cached_tokens > 256
+
+
+def test_streams_are_the_same_text(client: openai.OpenAI) -> None:
+    options = {"model": "needle", "messages": ask(document(8)), "seed": 5, "max_tokens": 12}
+    whole = client.chat.completions.create(**options)
+    stream = client.chat.completions.create(
+        **options, stream=True, stream_options={"include_usage": True}, extra_body={"ignore_eos": False}
+    )
+    *chunks, last = list(stream)
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    )
+    assert last.choices == []
+    assert last.usage == whole.usage or last.usage.completion_tokens == whole.usage.completion_tokens
+    assert len(chunks) == whole.usage.completion_tokens
+
+
+def test_logprobs_and_n(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="needle",
+        messages=ask(document(8)),
+        n=2,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=3,
+        max_tokens=6,
+    )
+    assert len(answer.choices) == 2
+    assert answer.choices[0].message == answer.choices[1].message
+    for choice in answer.choices:
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        for entry in choice.logprobs.content:
+            assert entry.top_logprobs[0].logprob == entry.logprob  # greedy: the best one was chosen
+            assert len(entry.top_logprobs) == 3
+
+
+def test_echoed_logprobs_of_a_completion(client: openai.OpenAI) -> None:
+    tokens = httpx.post(
+        f"{str(client.base_url).removesuffix('/v1/')}/tokenize",
+        json={"prompt": document(4), "add_special_tokens": False},
+        headers={"Authorization": f"Bearer {KEY}"},
+    ).json()["tokens"]
+    answer = client.completions.create(
+        model="needle", prompt=[tokens], echo=True, logprobs=1, max_tokens=1, temperature=0
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert len(logprobs.token_logprobs or []) == len(tokens) + 1
+    assert all(value <= 0 for value in (logprobs.token_logprobs or [])[1:])
+    tops = (logprobs.top_logprobs or [])[1:]
+    assert all(
+        value <= max(top.values()) for value, top in zip(logprobs.token_logprobs[1:], tops, strict=True)
+    )
+
+
+def test_errors_are_the_clients_exceptions(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="needle", prompt="a", temperature=-1)
+    assert refused.value.param == "temperature"
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="gpt-9", prompt="a")
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=client.base_url, api_key="wrong").models.list()
+    with pytest.raises(openai.BadRequestError) as too_long:
+        client.completions.create(model="needle", prompt=[5] * 200_000)
+    assert too_long.value.code == "context_length_exceeded"
+    assert [model.id for model in client.models.list()] == ["needle"]
+
+
+def running(url: str) -> float:
+    text = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
+    [line] = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running{")]
+    return float(line.split()[-1])
+
+
+def test_leaving_during_a_long_prefill_frees_the_engine(client: openai.OpenAI, server: ServerProcess) -> None:
+    stream = client.chat.completions.create(
+        model="needle",
+        messages=ask(document(1600)),
+        stream=True,
+        extra_body={"stream_options": {"include_progress": True}},
+    )
+    first = next(iter(stream))
+    assert first.choices == []
+    assert first.model_extra["headway"]["prefill"]["total"] > 20_000
+    stream.close()
+    wait_for(lambda: running(server.url) == 0, 10)
+    answer = client.completions.create(model="needle", prompt="a", max_tokens=1)
+    assert answer.choices[0].finish_reason in {"length", "stop"}
+
+
+def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
+    with serve(tmp_path, "--memory", "0.1") as server:
+        received: list[str] = []
+
+        def read() -> None:
+            body = {"prompt": "a", "max_tokens": 300, "ignore_eos": True, "stream": True}
+            with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
+                received.extend(line for line in answer.iter_lines() if line)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        wait_for(lambda: bool(received), 10)
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}).status_code == 503
+        reader.join(60)
+        assert received[-1] == "data: [DONE]"
+        assert len(received) == 301
+        assert server.process.wait(10) == 0
+
+
+def test_a_dead_engine_is_told(tmp_path: Path) -> None:
+    with serve(tmp_path, "--memory", "0.1") as server:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        [engine] = [
+            child for child in children if b"process_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+        ]
+        os.kill(int(engine), signal.SIGKILL)
+        wait_for(lambda: httpx.get(f"{server.url}/health").status_code == 503, 10)
+        answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"})
+        assert answer.status_code == 503
+        assert json.loads(answer.text)["error"]["code"] == "engine_dead"
+        start = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - start < 15
