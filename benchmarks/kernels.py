@@ -1,7 +1,7 @@
-"""Paged attention against torch SDPA on contiguous keys and values: `python -m benchmarks.kernels [--quick] [--json FILE]`.
+"""Paged attention against torch SDPA: `python -m benchmarks.kernels [--quick] [--json FILE]`.
 
-SDPA gets what it is best at: its own contiguous [1, Hkv, N, D] copy of K and V, which a paged server does not have.
-The two are timed in turn and the best of n counts, so that a busy machine hurts both alike.
+SDPA gets what it is best at: its own contiguous [1, Hkv, N, D] copy of K and V, which a paged server does
+not have. The two are timed in turn and the best of n counts, so that a busy machine hurts both alike.
 """
 
 import argparse
@@ -48,7 +48,9 @@ class Case:
     @property
     def keys(self) -> int:
         """Keys that must be read at least once."""
-        return sum(kv_len if self.window is None else min(kv_len, q_len + self.window) for q_len, kv_len in self.lens)
+        return sum(
+            kv_len if self.window is None else min(kv_len, q_len + self.window) for q_len, kv_len in self.lens
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,12 @@ def prepare(
     scale = dim**-0.5
 
     def contiguous(cache: Tensor, table: list[int], kv_len: int) -> Tensor:
-        return cache[torch.tensor(table, device=device)].flatten(0, 1)[:kv_len].transpose(0, 1)[None].contiguous()
+        return (
+            cache[torch.tensor(table, device=device)]
+            .flatten(0, 1)[:kv_len]
+            .transpose(0, 1)[None]
+            .contiguous()
+        )
 
     parts = []
     for one, table, (q_len, kv_len) in zip(query.split(q_lens), tables, case.lens, strict=True):
@@ -124,7 +131,9 @@ def prepare(
 
     def sdpa() -> Tensor:
         outs = [
-            scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole, scale=scale, enable_gqa=True)
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=whole, scale=scale, enable_gqa=True
+            )
             for q, k, v, mask, whole in parts
         ]
         return torch.cat([out[0].transpose(0, 1) for out in outs])
@@ -151,7 +160,9 @@ def best(runs: tuple[Callable[[], Tensor], ...], seconds: float, clock: Callable
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under a minute: prefills of 2k instead of 8k")
-    parser.add_argument("--cpu-time", action="store_true", help="count processor time: for a machine that is busy")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count processor time: for a machine that is busy"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the machine to FILE")
     parser.add_argument("--heads", type=int, nargs=2, default=(8, 2), metavar=("Q", "KV"))
     parser.add_argument("--dim", type=int, default=64)
@@ -175,10 +186,16 @@ def main() -> None:
                 Row(case.name, ours * 1e3, sdpa * 1e3, sdpa / ours, flops / ours / 1e12, size / ours / 1e9)
             )
     name = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
-    setting = f"{args.heads[0]}/{args.heads[1]} heads of {args.dim}, {dtype}, {name}, {args.threads} threads, {clock.__name__}"
+    setting = f"{args.heads[0]}/{args.heads[1]} heads of {args.dim}, {dtype}, {name}"
+    setting += f", {args.threads} threads, {clock.__name__}"
     show(rows, setting)
     if args.json:
-        machine = {"device": name, "machine": platform.machine(), "torch": torch.__version__, "setting": setting}
+        machine = {
+            "device": name,
+            "machine": platform.machine(),
+            "torch": torch.__version__,
+            "setting": setting,
+        }
         args.json.write_text(json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
 
 

@@ -34,9 +34,10 @@ class KVCache:
             if not spec.owns_cache:
                 continue
             shape = (num_pages, page_size, spec.num_kv_heads)
-            key = torch.zeros(*shape, spec.key_dim, dtype=dtype, device=device)
+            # Not zeroed: memory of a CPU that no request needs is then never touched.
+            key = torch.empty(*shape, spec.key_dim, dtype=dtype, device=device)
             if spec.latent_dim is None:
-                value = torch.zeros(*shape, spec.value_dim, dtype=dtype, device=device)
+                value = torch.empty(*shape, spec.value_dim, dtype=dtype, device=device)
             else:
                 value = key[..., : spec.latent_dim]
             self._pages[spec.layer_idx] = (key, value)

@@ -1,12 +1,13 @@
 """ProcessClient: an engine in a process of its own, so that nothing that the server does holds it up."""
 
 import asyncio
+import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 from headway.engine.config import EngineConfig
@@ -23,25 +24,26 @@ CLOSE_SECONDS = 10.0
 class ProcessClient(MailboxClient):
     """An `EngineClient` whose engine is a child process; the constructor returns once the model is loaded.
 
+    Attributes:
+        folder: where the sockets are; only this user may enter it.
+
     Raises:
         ConfigError, ModelRefused: the engine cannot start, with its reason.
         EngineDead: the child ended before it was ready.
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="headway-"))
-        try:
-            self._link = ClientEnd(self._folder)
-            self._child = _start(self._folder, config)
-        except BaseException:
-            shutil.rmtree(self._folder)
-            raise
-        try:
+        with ExitStack() as stack:
+            # An engine whose client was killed removes the folder itself.
+            folder = tempfile.TemporaryDirectory(prefix="headway-", ignore_cleanup_errors=True)
+            self.folder = Path(stack.enter_context(folder))
+            self._link = ClientEnd(self.folder)
+            stack.callback(self._link.close)
+            self._child = _start(self.folder, config)
+            stack.callback(self._child.wait)
+            stack.callback(self._child.kill)
             info = self._await_ready()
-        except BaseException:
-            self._child.kill()
-            self._clean_up()
-            raise
+            self._remains = stack.pop_all()
         super().__init__(info, config.watchdog_seconds)
         self._closing = threading.Event()
         self._reader = threading.Thread(target=self._read, name="headway-events", daemon=True)
@@ -60,13 +62,12 @@ class ProcessClient(MailboxClient):
         if self._closing.is_set():
             return
         self._closing.set()
-        try:
+        with contextlib.suppress(EngineDead, subprocess.TimeoutExpired):
             self._send(Shutdown())
             self._child.wait(CLOSE_SECONDS)
-        except (EngineDead, subprocess.TimeoutExpired):
-            self._child.kill()
+        self._child.kill()
         self._reader.join()
-        self._clean_up()
+        self._remains.close()
 
     def _send(self, message: ToEngine) -> None:
         if self._ended is not None:
@@ -95,11 +96,6 @@ class ProcessClient(MailboxClient):
                 )
                 return
             self._watch()
-
-    def _clean_up(self) -> None:
-        self._child.wait()
-        self._link.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _start(folder: Path, config: EngineConfig) -> "subprocess.Popen[bytes]":

@@ -64,7 +64,8 @@ class Scheduler:
         self._scored_rows_left = SCORED_ROWS
         self._grant_decodes()
         budget = self._config.max_step_tokens - len(self._grants)
-        prompts = [s for s in self.running if s.remaining > 1] + self.waiting
+        prompts = [s for s in self.running if s.remaining > 1]
+        prompts += filter(self._has_place, self.waiting)
         prompts.sort(key=lambda s: s.submit.priority)
         for _, equals in groupby(prompts, key=lambda s: s.submit.priority):
             if not budget:
@@ -150,6 +151,11 @@ class Scheduler:
         if digest is None:
             return None
         return next((s for s in self.running if len(s.digests) > hits and s.digests[hits] == digest), None)
+
+    def _has_place(self, waiting: Sequence) -> bool:
+        """Whether one more may run, or one of lower priority might give way."""
+        full = len(self.running) == self._config.max_running
+        return not full or self.running[-1].submit.priority > waiting.submit.priority
 
     def _admit(self, sequence: Sequence) -> bool:
         """Move a waiting sequence to the running ones if it fits, preempting sequences of lower priority."""

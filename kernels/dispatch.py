@@ -15,9 +15,9 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton too looks at 
 def version(tensor: torch.Tensor) -> Version:
     """Triton for a GPU tensor, the CPU path for a CPU tensor.
 
-    `HEADWAY_REFERENCE=1` forces the reference everywhere. `TRITON_INTERPRET=1` in the environment
-    from the start sends CPU tensors through the Triton kernels: that is how they are tested without a GPU. A device without
-    Triton gets the reference, which is right and slow.
+    `HEADWAY_REFERENCE=1` forces the reference everywhere. `TRITON_INTERPRET=1` in the environment from the
+    start sends CPU tensors through the Triton kernels: that is how they are tested without a GPU. A device
+    without Triton gets the reference, which is right and slow.
     """
     if os.environ.get("HEADWAY_REFERENCE") == "1":
         return "reference"

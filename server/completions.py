@@ -31,6 +31,9 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     most = service.settings.server.max_prompts
     if len(body.prompt) > most:
         raise RequestError(f"prompt: at most {most} prompts a request, not {len(body.prompt)}", "prompt")
+    most = service.settings.engine.scheduler.max_queued_requests
+    if len(body.prompt) * n > most:
+        raise RequestError(f"prompts times n may be {most} at most, which is what the queue holds", "prompt")
     limits = service.settings.engine.limits
     sampling = sampling_params(
         body,

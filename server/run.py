@@ -15,6 +15,7 @@ from headway.engine.process_client import ProcessClient
 from headway.server import banner
 from headway.server.app import create_app
 from headway.server.drain import Drain
+from headway.server.protocol import BoundedHeaders
 from headway.server.settings import ServerConfig, Settings
 from headway.server.tokenizer import Tokenizer
 
@@ -46,7 +47,7 @@ async def _serve(
     try:
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=BoundedHeaders,
             ws="none",
             lifespan="off",
             log_config=None,

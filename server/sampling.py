@@ -7,6 +7,8 @@ from headway.engine.errors import RequestError
 from headway.engine.messages import SamplingParams
 from headway.server.schema import SamplingFields
 
+MAX_STOP_TOKENS = 256
+
 _SAME_NAME = (
     "temperature",
     "top_p",
@@ -46,6 +48,7 @@ def sampling_params(
     """
     _limit("n", body.n or 1, limits.max_n)
     _limit("logprobs", logprobs or 0, limits.max_logprobs)
+    _limit("stop_token_ids", len(body.stop_token_ids or ()), MAX_STOP_TOKENS)
     _limit("logit_bias", len(body.logit_bias or ()), limits.max_logit_bias)
     given = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
     return SamplingParams(

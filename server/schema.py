@@ -3,9 +3,9 @@
 `null` means absent. Unknown fields are ignored; known fields that Headway cannot honour are refused.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from headway.server.prompts import (
     PROMPT_SCHEMA,
@@ -33,7 +33,7 @@ def _refuse_format(value: Any) -> Any:
 TokenIds = Annotated[
     list[int],
     PlainValidator(check_token_ids),
-    WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}}),
+    WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}}),
 ]
 LogitBias = Annotated[
     dict[int, float],
@@ -134,12 +134,6 @@ class ContentPart(_Strict):
     text: str
 
 
-def _has_content(message: "Message") -> "Message":
-    if message.content is None and message.role != "assistant":
-        raise ValueError("a message needs content")
-    return message
-
-
 class Message(BaseModel):
     """One turn of a conversation; further keys reach the model's chat template."""
 
@@ -148,14 +142,20 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
 
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("a message needs content")
+        return self
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+
 
 class ChatRequest(SamplingFields):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[
-        list[Annotated[Message, AfterValidator(_has_content)]],
-        Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
-    ]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(
         None, description="Wins over `max_tokens`."
     )
@@ -176,13 +176,7 @@ class TokenizeRequest(_Strict):
 
     model: ModelName | None = None
     prompt: str | None = None
-    messages: (
-        Annotated[
-            list[Annotated[Message, AfterValidator(_has_content)]],
-            Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
-        ]
-        | None
-    ) = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = Field(None, description="For `prompt`; default true.")
     add_generation_prompt: bool | None = Field(None, description="For `messages`; default true.")
 

@@ -62,7 +62,7 @@ class Score:
         """Wilson's 95 % interval."""
         p, n = self.right / self.n, self.n
         middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+        return max(0.0, middle - half) / (1 + z * z / n), min(1.0, (middle + half) / (1 + z * z / n))
 
 
 @torch.inference_mode()
@@ -113,6 +113,25 @@ def evaluate(
     return score
 
 
+def table(path: Path) -> str:
+    """Markdown of a file written by --json: exact match in percent, answers counted in brackets."""
+    cells: dict[tuple[str, int], Score] = {}
+    for line in path.read_text().splitlines():
+        score = Score(**json.loads(line))
+        old = cells.get((score.task, score.length))
+        if old:
+            score.right, score.n = score.right + old.right, score.n + old.n
+        cells[score.task, score.length] = score
+    lengths = sorted({length for _, length in cells})
+    rows = ["| task | " + " | ".join(map(str, lengths)) + " |", "|---|" + "---|" * len(lengths)]
+    for task in TASKS:
+        found = [cells.get((task, length)) for length in lengths]
+        if any(found):
+            shown = (f"{100 * c.right / c.n:.0f} ({c.n})" if c else "–" for c in found)
+            rows.append(f"| {task} | " + " | ".join(shown) + " |")
+    return "\n".join(rows)
+
+
 def load(folder: Path = WEIGHTS) -> PreTrainedModel:
     """The shipped model in float32."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -130,7 +149,11 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--json", type=Path, help="append one line per task and length")
+    p.add_argument("--table", type=Path, help="print a file written by --json as a table, and stop")
     args = p.parse_args()
+    if args.table:
+        print(table(args.table))
+        return
     torch.set_num_threads(args.threads)
     model, coder = load(args.weights), Coder()
     for length in args.lengths:

@@ -55,18 +55,18 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
     if spec.needles == "line" and spec.separator == " ":
         spec = replace(spec, separator="\n")
     u = rng.random()
-    if u < 0.06 and length >= 256:
+    if u < 0.02 and length >= 256:
         shape = replace(spec, hops=rng.randint(1, 4), count=rng.choice((1, 1, 2, 4, 8)), separator="\n")
         return "vt", shape
-    if u < 0.14:
+    if u < 0.06:
         return "many values", replace(spec, values_per_key=rng.randint(2, 4), keys=rng.choice(("noun", "pair")))
-    if u < 0.22:
+    if u < 0.10:
         return "many queries", replace(spec, queries=rng.randint(2, 4), keys=rng.choice(("noun", "pair")))
-    if u < 0.40:
+    if u < 0.35:
         return "pair", replace(spec, keys=rng.choice(("pair", "hyphen")))
-    if u < 0.50:
+    if u < 0.45:
         return "name", replace(spec, keys=rng.choice(("name", "numbered")))
-    if u < 0.54 and length >= 256:
+    if u < 0.49 and length >= 256:
         return "uuid", replace(spec, keys="uuid")
     return ("line" if spec.needles == "line" else "sentence"), spec
 

@@ -32,7 +32,6 @@ SENTENCES = [
     "I wrote down that the {t} for the {k} is {v}, and nothing else.",
     "For {k} the {t} is {v}.",
     "For {k}, use the {t} {v}.",
-    "{v} is the {t} for {k}.",
     "{k} has the {t} {v}.",
     "Do not forget the {t} for {k}: {v}.",
     "The {k} has been given the {t} {v}.",

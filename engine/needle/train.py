@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headway.engine.needle import WEIGHTS
 from headway.engine.needle.coding import Coder
-from headway.engine.needle.mix import LENGTHS, Batch, batch
+from headway.engine.needle.mix import LENGTHS, LONG, Batch, batch
 from headway.engine.needle.model import Needle, Shape
 from headway.engine.needle.optim import Muon
 
@@ -111,21 +111,18 @@ class Run:
         out = Path(self.args.out)
         parameters = list(self.model.parameters())
         rng = Random(self.args.seed * 1000 + self.rank + self.step * 7919)
-        lengths = Random(self.args.seed + self.step)
+        lengths = Random(self.args.seed + self.step)  # the same in all workers
         hits: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         seen_in_stage, logged, saved, losses = 0, time.time(), time.time(), []
         clock, tokens_logged = time.time(), self.tokens
         while self.seconds < 60 * self.args.minutes:
             self.set_rate()
             # All workers draw the same length, so that none waits for another.
-            state = rng.getstate()
-            rng = Random(lengths.getrandbits(62))
             length = LENGTHS[self.stage]
-            if rng.random() < 0.33:
-                length = LENGTHS[rng.randint(max(0, self.stage - 3), self.stage)]
-            rng.setstate(state)
+            if lengths.random() < (0.6 if length >= LONG else 0.33):
+                length = LENGTHS[lengths.randint(max(0, self.stage - (5 if length >= LONG else 3)), self.stage)]
             rows = max(1, self.args.tokens // length)
-            skips = 0.5 if length >= 1024 else 0.25 if self.stage >= 4 else 0.0
+            skips = 0.5 if length >= 1024 else 0.0
             b = batch(rng, self.coder, length, rows, 0.2 if self.stage == 0 else 0.04, skips)
             loss, got = loss_and_hits(self.model, b)
             for p in parameters:

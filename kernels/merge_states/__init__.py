@@ -11,9 +11,9 @@ __all__ = ["merge_states"]
 def merge_states(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """Merge P partial attention results into one.
 
-    outs `[P, T, H, D]`, any float dtype and strides; lses `[P, T, H]` fp32, natural log. Returns out `[T, H, D]` in
-    the dtype of `outs` and lse `[T, H]` fp32. A part without keys has lse -inf and its out is ignored, NaN included;
-    a row without keys in any part is zero with lse -inf.
+    outs `[P, T, H, D]`, any float dtype and strides; lses `[P, T, H]` fp32, natural log. Returns out `[T, H,
+    D]` in the dtype of `outs` and lse `[T, H]` fp32. A part without keys has lse -inf and its out is
+    ignored, NaN included; a row without keys in any part is zero with lse -inf.
 
     Raises ValueError when the shapes, the dtype of `lses` or the devices do not fit together.
     """

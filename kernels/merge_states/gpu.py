@@ -25,7 +25,7 @@ def merge_into(outs: Tensor, lses: Tensor, out: Tensor, lse: Tensor, rows: Tenso
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def merge_kernel(  # type: ignore[no-untyped-def]
     outs, lses, out, lse, rows,
     num_parts,

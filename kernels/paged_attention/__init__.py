@@ -24,22 +24,25 @@ def paged_attention(
     """Attend T query tokens to the keys that their sequences hold, those just stored included.
 
     query `[T, Hq, Dk]`, any strides; key_cache `[num_pages, page_size, Hkv, Dk]` and value_cache
-    `[num_pages, page_size, Hkv, Dv]`, any strides (value_cache may be a view of key_cache), all of one floating
-    dtype. Query head h reads KV head h // (Hq // Hkv). Returns out `[T, Hq, Dv]` in the query's dtype (`out` itself
-    when given) and lse `[T, Hq]` fp32, natural log.
+    `[num_pages, page_size, Hkv, Dv]`, any strides (value_cache may be a view of key_cache), all of one
+    floating dtype. Query head h reads KV head h // (Hq // Hkv). Returns out `[T, Hq, Dv]` in the query's
+    dtype (`out` itself when given) and lse `[T, Hq]` fp32, natural log.
 
-    Query i of sequence b stands at position p = kv_len - q_len + i and sees the keys j <= p; with `window`, those
-    with p - window < j <= p. `softcap` replaces a scaled score s by tanh(s / softcap) * softcap. `sinks` `[Hq]` adds
-    one logit per head to the softmax denominator, without a value; lse includes it.
+    Query i of sequence b stands at position p = kv_len - q_len + i and sees the keys j <= p; with `window`,
+    those with p - window < j <= p. `softcap` replaces a scaled score s by tanh(s / softcap) * softcap.
+    `sinks` `[Hq]` adds one logit per head to the softmax denominator, without a value; lse includes it.
 
-    Raises ValueError when an argument does not fit the others; nothing here makes the host wait for the device.
+    Raises ValueError when an argument does not fit the others; nothing here makes the host wait for the
+    device.
     """
     _check(query, key_cache, value_cache, plan, window, softcap, sinks)
     shape = (*query.shape[:2], value_cache.shape[3])
     if out is None:
         out = torch.empty(shape, dtype=query.dtype, device=query.device)
     elif out.shape != shape or out.dtype != query.dtype or out.device != query.device:
-        raise ValueError(f"out must be {shape} {query.dtype} on {query.device}, not {tuple(out.shape)} {out.dtype}")
+        raise ValueError(
+            f"out must be {shape} {query.dtype} on {query.device}, not {tuple(out.shape)} {out.dtype}"
+        )
     match dispatch.version(query):
         case "gpu":
             from headway.kernels.paged_attention.gpu import paged_attention as run
@@ -63,7 +66,9 @@ def _check(
     if query.ndim != 3 or query.shape[2] != key_dim:
         raise ValueError(f"query must be [T, num_heads, {key_dim}], not {tuple(query.shape)}")
     if query.shape[1] == 0 or query.shape[1] % num_kv_heads:
-        raise ValueError(f"query has {query.shape[1]} heads, no multiple of the cache's {num_kv_heads} KV heads")
+        raise ValueError(
+            f"query has {query.shape[1]} heads, no multiple of the cache's {num_kv_heads} KV heads"
+        )
     if not query.dtype.is_floating_point or not query.dtype == key_cache.dtype == value_cache.dtype:
         raise ValueError(
             f"query, key_cache and value_cache must share a floating dtype, "
@@ -71,8 +76,8 @@ def _check(
         )
     if not query.device == key_cache.device == value_cache.device == plan.packed.device:
         raise ValueError(
-            f"query is on {query.device}, key_cache on {key_cache.device}, value_cache on {value_cache.device}, "
-            f"plan on {plan.packed.device}"
+            f"query is on {query.device}, key_cache on {key_cache.device}, "
+            f"value_cache on {value_cache.device}, plan on {plan.packed.device}"
         )
     if plan.num_tokens != query.shape[0]:
         raise ValueError(f"query has {query.shape[0]} tokens, plan {plan.num_tokens}")

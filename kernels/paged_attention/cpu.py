@@ -1,7 +1,8 @@
 """paged_attention on a CPU: PyTorch's own flash kernel over the cache where it lies, parts merged by lse.
 
-Chosen by measurement over explicit matmul + softmax tiles (0.6-0.8 of its rate; `cpu_tiled.py` keeps them for softcap
-and for values of another head size) and over one masked call (0.75-0.9): prefix without mask + causal diagonal.
+Chosen by measurement over explicit matmul + softmax tiles (0.6-0.8 of its rate; `cpu_tiled.py` keeps them for
+softcap and for values of another head size) and over one masked call (0.75-0.9): prefix without mask + causal
+diagonal.
 """
 
 from functools import lru_cache
@@ -73,9 +74,12 @@ def _decode(
             row = row.expand(part.splits, -1, -1, -1)
         parts.append(_flash(row, key, value, scale))
     for batch in schedule.gathered:
-        size = (batch.rows.shape[0], batch.length)
-        key, value = (x.unflatten(0, size).transpose(1, 2) for x in kv.load(batch.slots))
-        mask = None if batch.padding is None else batch.padding.to(key.dtype).expand(-1, 1, packed.shape[2], -1)
+        key, value = (
+            x.view(-1, batch.length, *x.shape[1:]).transpose(1, 2) for x in kv.load(batch.slots)
+        )  # [n, Hkv, length, D]
+        mask = batch.padding
+        if mask is not None:
+            mask = mask.to(key.dtype).expand(-1, 1, packed.shape[2], -1)
         parts.append(_flash(packed[batch.rows], key, value, scale, mask=mask))
     part_out, part_lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
     if kv.shared:
@@ -144,11 +148,12 @@ class _Chunk:
             if start == stop:
                 continue
             size = min(WINDOW_TILE, stop - start)
-            tiles = query[start:stop].unflatten(0, (-1, size)).transpose(1, 2)  # [tiles, Hq, size, D]
+            tiles = (
+                query[start:stop].reshape(-1, size, *query.shape[1:]).transpose(1, 2)
+            )  # [tiles, Hq, size, D]
             length = size + window - 1
             tile_key, tile_value = (
-                x[start : stop + window - 1].unfold(0, length, size).permute(0, 1, 3, 2)
-                for x in (key, value)
+                x[start : stop + window - 1].unfold(0, length, size).permute(0, 1, 3, 2) for x in (key, value)
             )
             mask = _band(size, window, query.dtype)
             part, part_lse = _flash(tiles, tile_key, tile_value, self.scale, mask=mask)

@@ -22,8 +22,9 @@ class CpuCache:
     def __init__(self, key_cache: Tensor, value_cache: Tensor) -> None:
         _, self.page_size, self.num_kv_heads, key_dim = key_cache.shape
         self.value_dim = value_cache.shape[3]
-        # MLA: values are the first columns of the keys; the keys stand in for them and the rest is cut afterwards
-        self.shared = value_cache.data_ptr() == key_cache.data_ptr() and value_cache.stride() == key_cache.stride()
+        # MLA: values are the first columns of the keys, which stand in for them; the rest is cut afterwards
+        same_start = value_cache.data_ptr() == key_cache.data_ptr()
+        self.shared = same_start and value_cache.stride() == key_cache.stride()
         self.key, self.value = key_cache, key_cache if self.shared else value_cache
         self.same_dim = self.shared or self.value_dim == key_dim
         self.dtype = key_cache.dtype if multiplies_fast(key_cache.dtype) else torch.float32
@@ -65,4 +66,5 @@ class CpuCache:
         """One view: a decode makes two of these per layer, and each further view costs it a microsecond."""
         _, token, head, _ = kv.stride()
         size = (splits, kv.shape[2], length, kv.shape[3])
-        return self.widen(kv.as_strided(size, (length * token, head, token, 1), kv.storage_offset() + start * token))
+        strides = (length * token, head, token, 1)
+        return self.widen(kv.as_strided(size, strides, kv.storage_offset() + start * token))

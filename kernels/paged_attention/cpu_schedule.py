@@ -1,12 +1,14 @@
 """Where a batch's keys lie, and how a CPU best reads them. Host numbers only, shared by all layers of a kind.
 
-Measured on Zen 3, one thread: an attention call costs 15-20 us beside its work, copying keys into one padded batch
-4-9 us per 100 KiB while it stays in the cache and twice the attention itself beyond. So a run of adjacent slots is
-read in place when it is worth a call, and smaller ones are gathered, several sequences to a call.
+Measured on Zen 3, one thread: an attention call costs 20-45 us beside its work, copying keys into one padded
+batch 4-9 us per 100 KiB while they stay in the CPU's cache, and more than the attention itself beyond. So a
+run of adjacent slots is read in place when it is worth a call, and smaller ones are gathered, several
+sequences to a call.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -83,8 +85,8 @@ class Sequence:
             yield self.piece(start + (stop - start) * i // count, start + (stop - start) * (i + 1) // count)
 
     def _slots(self, start: int, stop: int) -> Tensor:
-        position = np.arange(start, stop)
-        return torch.from_numpy(self.table[position // self.page_size] * self.page_size + position % self.page_size)
+        page, offset = np.divmod(np.arange(start, stop), self.page_size)
+        return torch.from_numpy(self.table[page] * self.page_size + offset)
 
     def _runs(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Slots of positions [start, stop) as maximal runs of adjacent ones."""
@@ -93,7 +95,8 @@ class Sequence:
             return []
         pages = self.table[start // size : (stop - 1) // size + 1]
         breaks = [0, *(np.flatnonzero(np.diff(pages) != 1) + 1).tolist(), len(pages)]
-        runs = [(int(pages[a]) * size, (int(pages[b - 1]) + 1) * size) for a, b in zip(breaks, breaks[1:], strict=False)]
+        spans = pairwise(breaks)
+        runs = [(int(pages[a]) * size, (int(pages[b - 1]) + 1) * size) for a, b in spans]
         runs[0] = (runs[0][0] + start % size, runs[0][1])
         runs[-1] = (runs[-1][0], runs[-1][1] - (-stop) % size)
         return runs

@@ -1,4 +1,4 @@
-"""Online softmax over tiles of keys in plain PyTorch: softcap, and values of another head size than the keys."""
+"""Online softmax over tiles of keys in plain PyTorch: for softcap, and for values of another head size."""
 
 from collections.abc import Callable
 
@@ -43,6 +43,7 @@ def _attend_rows(
     begin = 0 if window is None else max(0, position - window + 1)
     key_tile = max(256, SCORES // (tokens * heads))
     packed = out = peak = total = None
+    num_kv_heads = 0
     for start in range(begin, end, key_tile):
         stop = min(start + key_tile, end)
         key, value = load(sequence.piece(start, stop))  # [N, Hkv, D]
@@ -55,7 +56,9 @@ def _attend_rows(
             scores.div_(softcap).tanh_().mul_(softcap)
         if stop > position + 1 or (window is not None and start <= end - 1 - window):
             hidden = _hidden(position, tokens, start, stop, window)
-            scores.unflatten(1, (tokens, -1)).masked_fill_(hidden.unsqueeze(1), float("-inf"))
+            scores.view(num_kv_heads, tokens, -1, stop - start).masked_fill_(
+                hidden.unsqueeze(1), float("-inf")
+            )
         new_peak = scores.amax(-1, keepdim=True)
         if peak is not None:
             new_peak = torch.maximum(peak, new_peak)
@@ -68,9 +71,11 @@ def _attend_rows(
             keep = torch.exp(peak - new_peak.clamp_min(-1e30))
             out, total = part.addcmul_(out, keep), part_total.addcmul_(total, keep)
         peak = new_peak
-    assert out is not None and total is not None and peak is not None  # a query always sees itself
+    assert out is not None  # a query always sees itself
+    assert peak is not None
+    assert total is not None
     lse = (peak + torch.log(total)).reshape(out.shape[0], tokens, -1)
-    out = (out / total).unflatten(1, (tokens, -1))
+    out = (out / total).view(out.shape[0], tokens, -1, out.shape[2])
     return out.transpose(0, 1).flatten(1, 2), lse.transpose(0, 1).flatten(1)
 
 

@@ -1,7 +1,8 @@
 """paged_attention in Triton: one kernel for chunks and decodes, a second to merge the splits of long decodes.
 
-A program owns a tile of rows of one KV head, a row being one (query, head of the group) pair: K and V are read once
-per KV head, and a decode is a tile with few rows. Programs too few to fill the GPU divide their keys into splits.
+A program owns a tile of rows of one KV head, a row being one (query, head of the group) pair: K and V are
+read once per KV head, and a decode is a tile with few rows. Programs too few to fill the GPU divide their
+keys into splits.
 """
 
 from functools import cache
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from headway.kernels.merge_states.gpu import merge_into
 from headway.kernels.paged_attention.gpu_kernel import attend_kernel
-from headway.kernels.paged_attention.gpu_schedule import Launch, schedule
+from headway.kernels.paged_attention.gpu_schedule import schedule
 from headway.kernels.paged_attention.plan import AttentionPlan
 
 
@@ -47,8 +48,8 @@ def paged_attention(
             query, key_cache, value_cache, part_out, part_lse, sinks,
             plan.cu_seqlens_q, plan.kv_lens, plan.block_table, launch.tiles,
             scale, window or 0, softcap or 0.0,
-            *query.stride(), *key_cache.stride(), *value_cache.stride(), *part_out.stride(), *part_lse.stride(),
-            plan.block_table.stride(0),
+            *query.stride(), *key_cache.stride(), *value_cache.stride(),
+            *part_out.stride(), *part_lse.stride(), plan.block_table.stride(0),
             **constants,
         )  # fmt: skip
         if launch.splits > 1:
@@ -67,25 +68,26 @@ def kernel_constants(
         main_dim //= 2
         rest_dim = max(16, triton.next_power_of_2(key_dim - main_dim))
     block_n, num_warps, num_stages = _tile(max(main_dim, value_dim), block_m, exact)
-    return dict(
-        KEY_DIM=key_dim, VALUE_DIM=value_dim, GROUP_SIZE=group_size, PAGE_SIZE=page_size,
-        BLOCK_M=block_m, BLOCK_N=block_n,
-        BLOCK_K=max(16, main_dim), BLOCK_REST=rest_dim, BLOCK_V=max(16, triton.next_power_of_2(value_dim)),
-        SPLIT=split, WINDOW=window, SOFTCAP=softcap, SINKS=sinks,
-        SHARED=shared and value_dim == main_dim,  # V is the K tile already loaded
-        PRECISION="tf32x3" if exact else "tf32",
-        num_warps=num_warps, num_stages=num_stages,
-    )  # fmt: skip
+    return {
+        "KEY_DIM": key_dim, "VALUE_DIM": value_dim, "GROUP_SIZE": group_size, "PAGE_SIZE": page_size,
+        "BLOCK_M": block_m, "BLOCK_N": block_n,
+        "BLOCK_K": max(16, main_dim), "BLOCK_REST": rest_dim,
+        "BLOCK_V": max(16, triton.next_power_of_2(value_dim)),
+        "SPLIT": split, "WINDOW": window, "SOFTCAP": softcap, "SINKS": sinks,
+        "SHARED": shared and value_dim == main_dim,  # V is the K tile already loaded
+        "PRECISION": "tf32x3" if exact else "tf32",
+        "num_warps": num_warps, "num_stages": num_stages,
+    }  # fmt: skip
 
 
 def block_rows(rows: int, dim: int, exact: bool) -> int:
-    """BLOCK_M for a sequence of so many rows: all of a decode if they fit, otherwise what registers can hold."""
+    """BLOCK_M for a sequence of so many rows: all of them, or what registers can hold."""
     most = 32 if exact or dim > 256 else 128
-    return min(most, max(16, triton.next_power_of_2(rows)))
+    return max(16, min(most, int(triton.next_power_of_2(rows))))
 
 
 def _tile(dim: int, block_m: int, exact: bool) -> tuple[int, int, int]:
-    """BLOCK_N, warps, stages: without spills on sm_90 (tests/kernels/test_compiled.py), not yet timed on a GPU."""
+    """BLOCK_N, warps, stages: none spills on sm_90 (tests/kernels/test_compiled.py); not yet timed."""
     if exact or dim > 256:
         return 32, 8 if block_m > 16 else 4, 2
     if block_m <= 32:
@@ -96,4 +98,6 @@ def _tile(dim: int, block_m: int, exact: bool) -> tuple[int, int, int]:
 @cache
 def num_cores(device: torch.device) -> int:
     """Streaming multiprocessors; the interpreter has none and gets enough to make it split."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+    if device.type != "cuda":
+        return 8
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,25 +1,18 @@
-"""The attention kernel: a tile of rows of one KV head against one split of its keys, online softmax in base 2."""
+"""The attention kernel: rows of one KV head against one split of its keys, online softmax in base 2."""
 
 import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def attend_kernel(  # type: ignore[no-untyped-def]
-    query, key_cache, value_cache, out, lse, sinks,
-    cu_seqlens_q, kv_lens, block_table, tiles,
-    scale, window, softcap,
-    query_token, query_head, query_dim,
-    key_page, key_token, key_head, key_dim,
-    value_page, value_token, value_head, value_dim,
-    out_split, out_token, out_head, out_dim,
-    lse_split, lse_token, lse_head,
-    table_row,
-    KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, GROUP_SIZE: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr,
-    SPLIT: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, SHARED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    query, key_cache, value_cache, out, lse, sinks, cu_seqlens_q, kv_lens, block_table, tiles, scale, window,
+    softcap, query_token, query_head, query_dim, key_page, key_token, key_head, key_dim, value_page,
+    value_token, value_head, value_dim, out_split, out_token, out_head, out_dim, lse_split, lse_token,
+    lse_head, table_row, KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, GROUP_SIZE: tl.constexpr, PAGE_SIZE:
+    tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_REST:
+    tl.constexpr, BLOCK_V: tl.constexpr, SPLIT: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(0)
     tile = tiles + tl.program_id(1) * 3
@@ -40,7 +33,9 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     value_dims = tl.arange(0, BLOCK_V)
     query_row = query + (q_start + q_index).to(tl.int64) * query_token + head * query_head
     q = tl.load(
-        query_row[:, None] + dims[None, :] * query_dim, mask=is_row[:, None] & (dims < KEY_DIM)[None, :], other=0.0
+        query_row[:, None] + dims[None, :] * query_dim,
+        mask=is_row[:, None] & (dims < KEY_DIM)[None, :],
+        other=0.0,
     )
     q_rest = q
     rest_dims = dims
@@ -111,7 +106,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     tl.store(lse + split.to(tl.int64) * lse_split + token * lse_token + head * lse_head, row_lse, mask=is_row)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _key_tile(  # type: ignore[no-untyped-def]
     acc, peak, total, q, q_rest, index, table, keys, values, position, kv_len, scale, window, softcap,
     key_page, key_token, key_dim, value_page, value_token, value_dim, dims, rest_dims, value_dims,
@@ -154,13 +149,19 @@ def _key_tile(  # type: ignore[no-untyped-def]
         v = k
     else:
         v = _rows(
-            values + page * value_page + offset * value_token, value_dims, value_dim, stored, VALUE_DIM, BLOCK_V, MASKED
+            values + page * value_page + offset * value_token,
+            value_dims,
+            value_dim,
+            stored,
+            VALUE_DIM,
+            BLOCK_V,
+            MASKED,
         )  # [N, V]
     acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision=PRECISION)
     return acc, new_peak, total * keep + tl.sum(weights, 1)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _rows(  # type: ignore[no-untyped-def]
     rows, dims, stride, stored, DIM: tl.constexpr, BLOCK_END: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
@@ -168,7 +169,6 @@ def _rows(  # type: ignore[no-untyped-def]
     cells = rows[:, None] + dims[None, :] * stride
     if MASKED:
         return tl.load(cells, mask=stored[:, None] & (dims < DIM)[None, :], other=0.0)
-    elif BLOCK_END > DIM:
+    if BLOCK_END > DIM:
         return tl.load(cells, mask=(dims < DIM)[None, :], other=0.0)
-    else:
-        return tl.load(cells)
+    return tl.load(cells)

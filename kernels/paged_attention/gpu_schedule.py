@@ -8,18 +8,18 @@ from torch import Tensor
 
 from headway.kernels.paged_attention.plan import AttentionPlan
 
-WAVES = 4  # programs per core that splitting aims at: several are resident at once and hide each other's waits
+WAVES = 4  # programs per core that splitting aims at: several resident at once hide each other's waits
 SPLIT_TOKENS = 256  # fewer keys than this are not worth a partial result
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Tiles of one height. Decodes and chunks make two launches, so that a decode does not pay for a chunk's rows."""
+    """Tiles of one height. Decodes and chunks launch apart: a decode should not pay for a chunk's rows."""
 
     block_m: int
     splits: int
-    tiles: Tensor  # int32 [n, 3] on the device: sequence, first row, place of the sequence's first token in `tokens`
-    tokens: Tensor  # int32 on the device: the batch tokens of this launch
+    tiles: Tensor  # int32 [n, 3]: sequence, first row, place of the sequence's first token in `tokens`
+    tokens: Tensor  # int32: the batch tokens of this launch
 
 
 def schedule(
@@ -36,8 +36,8 @@ def schedule(
 
 
 def _launch(
-    plan: AttentionPlan, chosen: list[int], block_m: int, num_kv_heads: int, group_size: int, window: int | None,
-    cores: int,
+    plan: AttentionPlan, chosen: list[int], block_m: int, num_kv_heads: int, group_size: int, window: int |
+    None, cores: int,
 ) -> Launch:  # fmt: skip
     starts = np.cumsum((0, *plan.host_q_lens))
     tiles: list[tuple[int, int, int, int]] = []
@@ -55,7 +55,5 @@ def _launch(
     splits = max(1, min(-(-WAVES * cores // (len(tiles) * num_kv_heads)), longest // SPLIT_TOKENS))
     host = np.array([tile[1:] for tile in tiles], dtype=np.int32)
     device = plan.packed.device
-    return Launch(
-        block_m, splits, torch.from_numpy(host).to(device), torch.tensor(tokens, dtype=torch.int32, device=device)
-    )
-
+    on_device = [torch.from_numpy(each).to(device) for each in (host, np.array(tokens, dtype=np.int32))]
+    return Launch(block_m, splits, *on_device)

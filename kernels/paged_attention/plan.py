@@ -17,8 +17,9 @@ Schedule = TypeVar("Schedule")
 class AttentionPlan:
     """One batch of B sequences, T query tokens in all.
 
-    The device tensors are views of `packed`, so that a CUDA graph can keep one buffer and copy each step's `packed`
-    into it; everything a GPU kernel reads per step is on the device. The host copies serve grid sizes and the CPU.
+    The device tensors are views of `packed`, so that a CUDA graph can keep one buffer and copy each step's
+    `packed` into it; everything a GPU kernel reads per step is on the device. The host copies serve grid
+    sizes and the CPU.
     """
 
     page_size: int
@@ -57,11 +58,11 @@ def plan(
 ) -> AttentionPlan:
     """Describe a batch for `paged_attention`, once for all its layers.
 
-    Sequence b brings `q_lens[b]` new tokens, the last of its `kv_lens[b]` tokens; `block_tables[b]` names the pages
-    of those, in order, and may be longer than needed. Chunks and decodes mix freely.
+    Sequence b brings `q_lens[b]` new tokens, the last of its `kv_lens[b]` tokens; `block_tables[b]` names
+    the pages of those, in order, and may be longer than needed. Chunks and decodes mix freely.
 
-    Raises ValueError for an empty batch or sequence, more new tokens than tokens, a table that is too short or holds
-    a negative page, and lists of different lengths.
+    Raises ValueError for an empty batch or sequence, more new tokens than tokens, a table that is too short
+    or holds a negative page, and lists of different lengths.
     """
     if not q_lens or not len(q_lens) == len(kv_lens) == len(block_tables):
         raise ValueError(

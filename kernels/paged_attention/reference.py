@@ -17,8 +17,10 @@ def paged_attention(
         rows = slice(start, start + q_len)
         start += q_len
         pages = plan.block_table[b, : len(plan.host_tables[b])].long()
-        key = key_cache[pages].flatten(0, 1)[:kv_len].float().repeat_interleave(group_size, 1)  # [N, Hq, Dk]
-        value = value_cache[pages].flatten(0, 1)[:kv_len].float().repeat_interleave(group_size, 1)  # [N, Hq, Dv]
+        key, value = (
+            cache[pages].flatten(0, 1)[:kv_len].float().repeat_interleave(group_size, 1)
+            for cache in (key_cache, value_cache)
+        )  # [N, Hq, Dk], [N, Hq, Dv]
 
         scores = torch.einsum("thd,nhd->htn", query[rows].float(), key) * scale
         if softcap is not None:

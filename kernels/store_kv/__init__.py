@@ -13,18 +13,19 @@ def store_kv(
 ) -> None:
     """Scatter T tokens into their slots, in place.
 
-    key `[T, Hkv, Dk]` and value `[T, Hkv, Dv]`, any strides; key_cache and value_cache
-    `[num_pages, page_size, Hkv, D]`, any strides, same dtype and device as `key`; slot_mapping int64 `[T]` with
-    slot = page * page_size + offset. A negative slot is skipped; two tokens with one slot leave either of them.
+    key `[T, Hkv, Dk]` and value `[T, Hkv, Dv]`, any strides; key_cache and value_cache `[num_pages,
+    page_size, Hkv, D]`, any strides, same dtype and device as `key`; slot_mapping int64 `[T]` with slot =
+    page * page_size + offset. A negative slot is skipped; two tokens with one slot leave either of them.
     `value` and `value_cache` are None together: a key-only cache (MLA latents).
 
-    Raises ValueError when shapes, dtypes or devices do not fit together. A slot beyond the cache raises IndexError
-    on a CPU and is unchecked on a GPU, where looking would make the host wait.
+    Raises ValueError when shapes, dtypes or devices do not fit together. A slot beyond the cache raises
+    IndexError on a CPU and is unchecked on a GPU, where looking would make the host wait.
     """
     if (value is None) != (value_cache is None):
         raise ValueError("value and value_cache must both be given or both be None")
     if slot_mapping.dtype != torch.int64 or slot_mapping.ndim != 1:
-        raise ValueError(f"slot_mapping must be int64 [T], not {slot_mapping.dtype} {tuple(slot_mapping.shape)}")
+        got = f"{slot_mapping.dtype} {tuple(slot_mapping.shape)}"
+        raise ValueError(f"slot_mapping must be int64 [T], not {got}")
     if slot_mapping.device != key.device:
         raise ValueError(f"slot_mapping is on {slot_mapping.device}, key on {key.device}")
     _check("key", key, key_cache, slot_mapping.shape[0])
@@ -52,7 +53,8 @@ def store_kv(
 
 def _check(name: str, new: Tensor, cache: Tensor, tokens: int) -> None:
     if cache.ndim != 4:
-        raise ValueError(f"{name}_cache must be [num_pages, page_size, num_kv_heads, head_dim], not {cache.ndim}-D")
+        shape = "[num_pages, page_size, num_kv_heads, head_dim]"
+        raise ValueError(f"{name}_cache must be {shape}, not {cache.ndim}-D")
     if new.shape != (tokens, *cache.shape[2:]):
         raise ValueError(f"{name} must be {(tokens, *cache.shape[2:])}, not {tuple(new.shape)}")
     if new.dtype != cache.dtype or new.device != cache.device:

@@ -11,8 +11,8 @@ def store_kv(
     tokens, heads, key_dim = key.shape
     if tokens == 0:
         return
-    has_value = value is not None
-    new_value, into_value = (value, value_cache) if value is not None and value_cache is not None else (key, key_cache)
+    new_value = key if value is None else value  # a pointer that a key-only kernel never follows
+    into_value = key_cache if value_cache is None else value_cache
     value_dim = new_value.shape[2]
     store_kernel[(tokens,)](
         key, new_value, key_cache, into_value, slot_mapping,
@@ -20,11 +20,11 @@ def store_kv(
         PAGE_SIZE=key_cache.shape[1], KEY_DIM=key_dim, VALUE_DIM=value_dim,
         KEY_ROW=heads * key_dim, VALUE_ROW=heads * value_dim,
         BLOCK=min(1024, triton.next_power_of_2(heads * max(key_dim, value_dim))),
-        HAS_VALUE=has_value, num_warps=4,
+        HAS_VALUE=value is not None, num_warps=4,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def store_kernel(  # type: ignore[no-untyped-def]
     key, value, key_cache, value_cache, slot_mapping,
     key_token, key_head, key_dim,
@@ -51,6 +51,8 @@ def store_kernel(  # type: ignore[no-untyped-def]
         for start in tl.static_range(0, VALUE_ROW, BLOCK):
             cell = start + tl.arange(0, BLOCK)
             head, dim = cell // VALUE_DIM, cell % VALUE_DIM
-            row = tl.load(value + token * value_token + head * value_head + dim * value_dim, mask=cell < VALUE_ROW)
+            row = tl.load(
+                value + token * value_token + head * value_head + dim * value_dim, mask=cell < VALUE_ROW
+            )
             into = value_cache + page * value_cache_page + offset * value_cache_token
             tl.store(into + head * value_cache_head + dim * value_cache_dim, row, mask=cell < VALUE_ROW)

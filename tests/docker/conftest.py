@@ -112,9 +112,10 @@ def build(cpu_stages: list[list[Instruction]], tmp_path_factory: pytest.TempPath
     lay_out(cpu_stages[0], folder)
     build = Build(
         folder,
-        {
+        os.environ
+        | {
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
-            "HOME": str(folder),
+            "PYTHONPATH": "",
             "SOURCE": str(folder / "source"),
             "WHEELS": str(folder / "wheels"),
             "CONSTRAINTS": str(folder / "constraints.txt"),

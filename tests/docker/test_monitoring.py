@@ -118,3 +118,12 @@ def test_prometheus_scrapes_the_server_with_its_key(compose: dict[str, Any], doc
     secret = Path(job["authorization"]["credentials_file"])
     assert secret.parent == Path("/run/secrets")
     assert secret.name in services["prometheus"]["secrets"]
+
+
+def test_every_metric_is_documented(exposed: dict[str, set[str]], root: Path) -> None:
+    text = (root / "docs" / "api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`((?:vllm|headway):\w+)`", text))
+    families = {
+        re.sub("_(?:bucket|count|sum)$", "", name) for name in exposed if not name.endswith("_created")
+    }
+    assert families == documented

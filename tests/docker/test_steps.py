@@ -62,6 +62,7 @@ def test_anything_but_one_wheel_is_refused(build: Any, tmp_path: Path, names: tu
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1300)
 def test_the_wheel_installs_with_its_pinned_dependencies(build: Any, tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     environment = build.environment | {"VENV": str(venv)}

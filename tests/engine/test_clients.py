@@ -225,6 +225,6 @@ def test_a_full_queue_refuses_with_a_time_to_wait(client: MailboxClient) -> None
 
 def test_the_sockets_are_private(client: MailboxClient) -> None:
     if isinstance(client, ProcessClient):
-        folder: Path = client._folder
+        folder: Path = client.folder
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert {path.name for path in folder.iterdir()} == {"requests", "events"}

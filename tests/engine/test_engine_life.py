@@ -82,8 +82,8 @@ def test_a_hanging_engine_is_reported_and_may_come_back(monkeypatch: pytest.Monk
     gate = Gate(runner, monkeypatch)
 
     async def hang() -> None:
-        client = InProcessClient(EngineConfig(watchdog_seconds=0.8), engine)
-        with pytest.raises(EngineDead, match=r"no sign of life for 0\.8 s"):
+        client = InProcessClient(EngineConfig(watchdog_seconds=2.0), engine)
+        with pytest.raises(EngineDead, match=r"no sign of life for 2 s"):
             await collect(client, make_submit("waits", [2] * 9, max_tokens=50))
         assert not client.is_alive()
         with pytest.raises(EngineDead):
@@ -138,9 +138,9 @@ def test_closing_ends_running_requests() -> None:
 def test_a_stopped_child_hangs_and_a_killed_one_is_dead(tiny: dict[str, dict[str, object]]) -> None:
     async def stop_and_kill() -> None:
         client = await asyncio.to_thread(
-            ProcessClient, parse(EngineConfig, {**tiny, "watchdog_seconds": 2.0})
+            ProcessClient, parse(EngineConfig, {**tiny, "watchdog_seconds": 4.0})
         )
-        folder = client._folder
+        folder = client.folder
         assert len(await collect(client, make_submit("works", [2] * 9, max_tokens=3))) == 3
 
         os.kill(client.pid, signal.SIGSTOP)
@@ -158,7 +158,7 @@ def test_a_stopped_child_hangs_and_a_killed_one_is_dead(tiny: dict[str, dict[str
         with pytest.raises(EngineDead, match=r"ended with code -9|takes no requests"):
             async for _ in stream:
                 pass
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
         await until(lambda: not client.is_alive(), 2)
         with pytest.raises(EngineDead):
             await collect(client, make_submit("late", [2]))

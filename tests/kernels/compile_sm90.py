@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for an H200 without one and report what ptxas made of them, one JSON row per variant.
+"""Compile the Triton kernels for an H200, without one, and report what ptxas made of them: JSON rows.
 
 Run by test_compiled.py in a process of its own: with TRITON_INTERPRET set, nothing can be compiled.
 `python tests/kernels/compile_sm90.py NAME...` prints the rows of the named variants, or of all.
@@ -27,8 +27,10 @@ FP32 = ("lse", "lses")
 UNIT_STRIDES = re.compile(r".*(key|value|query|outs?|cache)_dim$|lse_head$")
 
 
-def chunk(key_dim: int, value_dim: int, group: int, rows: int = 128, page_size: int = 64, **features: bool) -> Any:
-    kinds = dict(exact=False, split=False, window=False, softcap=False, sinks=False, shared=False) | features
+def chunk(
+    key_dim: int, value_dim: int, group: int, rows: int = 128, page_size: int = 64, **features: bool
+) -> Any:
+    kinds = dict.fromkeys(("exact", "split", "window", "softcap", "sinks", "shared"), False) | features
     block_m = block_rows(rows, key_dim, kinds["exact"])
     constants = kernel_constants(key_dim, value_dim, group, page_size, block_m, **kinds)
     return attend_kernel, constants, {"out": "fp32" if kinds["split"] else "bf16"}
@@ -66,15 +68,17 @@ VARIANTS: dict[str, Any] = {
     "chunk 192/128": lambda: chunk(192, 128, 1),
     "chunk 128 fp32": lambda: chunk(128, 128, 4, exact=True),
     "merge 128": lambda: (
-        merge_kernel, dict(DIM=128, BLOCK_D=128, HAS_ROWS=True, num_warps=2), {"outs": "fp32", "out": "bf16"},
+        merge_kernel,
+        {"DIM": 128, "BLOCK_D": 128, "HAS_ROWS": True, "num_warps": 2},
+        {"outs": "fp32", "out": "bf16"},
     ),
     "store 8x128": lambda: (
         store_kernel,
-        dict(PAGE_SIZE=64, KEY_DIM=128, VALUE_DIM=128, KEY_ROW=1024, VALUE_ROW=1024, BLOCK=1024, HAS_VALUE=True,
-             num_warps=4),
+        {"PAGE_SIZE": 64, "BLOCK": 1024, "HAS_VALUE": True, "num_warps": 4}
+        | {"KEY_DIM": 128, "VALUE_DIM": 128, "KEY_ROW": 1024, "VALUE_ROW": 1024},
         {"slot_mapping": "i64"},
     ),
-}  # fmt: skip
+}
 
 
 def compile_variant(kernel: Any, constants: dict[str, Any], dtypes: dict[str, str]) -> dict[str, Any]:
@@ -114,7 +118,9 @@ def resources(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        report = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     return {key.lower(): int(re.findall(rf"\b{key}:(\d+)", report)[-1]) for key in ("REG", "STACK", "LOCAL")}
 
 

@@ -28,7 +28,11 @@ class Batch:
     q_lens: list[int]
 
     def oracle(
-        self, scale: float, window: int | None = None, softcap: float | None = None, sinks: Tensor | None = None
+        self,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One query and one head at a time, in fp64, over the plain tensors."""
         outs, lses = [], []
@@ -50,7 +54,9 @@ class Batch:
         shape = self.query.shape[:2]
         return torch.stack(outs).view(*shape, -1), torch.stack(lses).view(shape)
 
-    def check(self, run: Callable[..., tuple[Tensor, Tensor]], scale: float = 0.2, atol: float = 2e-5, **kind: Any) -> None:
+    def check(
+        self, run: Callable[..., tuple[Tensor, Tensor]], scale: float = 0.2, atol: float = 2e-5, **kind: Any
+    ) -> None:
         expected, expected_lse = self.oracle(scale, **kind)
         out, lse = run(self.query, self.key_cache, self.value_cache, self.plan, scale=scale, **kind)
         assert out.dtype == self.query.dtype
@@ -71,8 +77,9 @@ def make_batch(
     strided_query: bool = False,
     latent: bool = False,
 ) -> Batch:
-    """lens: (q_len, kv_len) per sequence; pages: shuffled, contiguous or two-runs; unused cells of the cache are NaN.
+    """A random batch; cells of the cache that hold no token are NaN.
 
+    lens: (q_len, kv_len) per sequence; pages: shuffled, contiguous or two-runs;
     latent: the value cache is a view of the key cache's first `value_dim` columns.
     """
     num_heads, num_kv_heads = heads
@@ -92,7 +99,9 @@ def make_batch(
 
     def cache(width: int) -> Tensor:
         if layout == "HND":
-            return torch.full((num_pages, num_kv_heads, page_size, width), torch.nan, dtype=dtype).transpose(1, 2)
+            return torch.full((num_pages, num_kv_heads, page_size, width), torch.nan, dtype=dtype).transpose(
+                1, 2
+            )
         return torch.full((num_pages, page_size, num_kv_heads, width), torch.nan, dtype=dtype)
 
     key_cache = cache(dim)

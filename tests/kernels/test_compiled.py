@@ -1,4 +1,4 @@
-"""The Triton kernels as ptxas sees them on an H200: no spills, shared memory that fits, tensor cores, wide copies."""
+"""The Triton kernels as ptxas sees them on an H200: no spills, tensor cores, wide copies."""
 
 import json
 import os
@@ -26,7 +26,8 @@ def compiled(names):
 
 def check(rows):
     table = "\n".join(
-        f"{row['variant']:24} {row['warps']} warps {row['reg']:3} regs {row['stack']:4} B stack {row['spill']:4} spills "
+        f"{row['variant']:24} {row['warps']} warps {row['reg']:3} regs {row['stack']:4} B stack "
+        f"{row['spill']:4} spills "
         f"{row['shared'] / 1024:5.0f} KiB {row['mma']:5} {row['async16']:3} x 16 B async"
         for row in rows
     )
@@ -34,7 +35,9 @@ def check(rows):
         fits = row["spill"] == row["stack"] == row["local"] == 0 and row["shared"] <= SHARED_LIMIT
         attends = row["variant"].split()[0] in ("decode", "chunk")
         assert fits, f"{row['variant']} spills or does not fit:\n{table}"
-        assert not attends or (row["mma"] != "-" and row["async16"] > 0), f"{row['variant']} is slow:\n{table}"
+        assert not attends or (row["mma"] != "-" and row["async16"] > 0), (
+            f"{row['variant']} is slow:\n{table}"
+        )
 
 
 def test_core_variants():

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, in a process where it was asked for before Triton was imported."""
+"""The Triton kernels in Triton's interpreter, in a process that asks for it from the start."""
 
 import os
 import pathlib
@@ -10,7 +10,9 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 
 
-@pytest.mark.parametrize("extra", [[], pytest.param(["-m", "slow"], marks=pytest.mark.slow)], ids=["fast", "slow"])
+@pytest.mark.parametrize(
+    "extra", [[], pytest.param(["-m", "slow"], marks=pytest.mark.slow)], ids=["fast", "slow"]
+)
 def test_interpreted(extra):
     pytest.importorskip("triton")
     run = subprocess.run(

@@ -21,7 +21,9 @@ def test_parts_of_a_softmax(parts, dim):
     outs = torch.stack([torch.einsum("thn,hnd->thd", scores[..., c].softmax(-1), values[:, c]) for c in cuts])
     lses = torch.stack([scores[..., c].logsumexp(-1) for c in cuts])
     out, lse = merge_states(outs.float(), lses.float())
-    torch.testing.assert_close(out.double(), torch.einsum("thn,hnd->thd", scores.softmax(-1), values), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        out.double(), torch.einsum("thn,hnd->thd", scores.softmax(-1), values), atol=1e-5, rtol=1e-5
+    )
     torch.testing.assert_close(lse.double(), scores.logsumexp(-1), atol=1e-5, rtol=1e-5)
 
 
@@ -50,7 +52,9 @@ def test_dtype_strides_and_large_lses():
     out, lse = merge_states(outs, lses)
     weight = torch.sigmoid(torch.tensor(1.0))
     assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.float(), (outs[0] * weight + outs[1] * (1 - weight)).float(), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(
+        out.float(), (outs[0] * weight + outs[1] * (1 - weight)).float(), atol=2e-2, rtol=2e-2
+    )
     torch.testing.assert_close(lse, torch.full((5, 8), 1e4 + 0.3133), atol=2e-3, rtol=0.0)
 
 

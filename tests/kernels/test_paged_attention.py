@@ -33,46 +33,53 @@ def kind_of(name, heads):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pages", ["shuffled", "contiguous", "two-runs"])
-def test_mixed_batch(batch, version, kind, pages):
+@pytest.mark.usefixtures("version")
+def test_mixed_batch(batch, kind, pages):
     batch(MIXED, pages=pages).check(paged_attention, **kind_of(kind, 4))
 
 
 @pytest.mark.parametrize("length", [1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE + 7])
 @pytest.mark.parametrize("kind", KINDS)
-def test_lengths(batch, version, length, kind):
+@pytest.mark.usefixtures("version")
+def test_lengths(batch, length, kind):
     lens = [(1, length), (length, length), (-(-length // 2), length)]
     batch(lens, page_size=PAGE).check(paged_attention, **kind_of(kind, 4))
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (7, 1), (2, 2)], ids=str)
 @pytest.mark.parametrize("dim", [24, 40, 64, 80, 128, 256])
-def test_heads_and_head_sizes(batch, version, heads, dim):
+@pytest.mark.usefixtures("version")
+def test_heads_and_head_sizes(batch, heads, dim):
     batch([(1, 30), (9, 37)], heads=heads, dim=dim).check(paged_attention, scale=dim**-0.5)
 
 
 @pytest.mark.parametrize("kind", ["dense", "window", "all"])
 @pytest.mark.parametrize("pages", ["shuffled", "contiguous"])
 @pytest.mark.parametrize("latent", [True, False], ids=["latent", "two-caches"])
-def test_values_of_another_head_size(batch, version, kind, pages, latent):
+@pytest.mark.usefixtures("version")
+def test_values_of_another_head_size(batch, kind, pages, latent):
     case = batch(MIXED, heads=(4, 1), dim=48, value_dim=32, latent=latent, pages=pages)
     case.check(paged_attention, **kind_of(kind, 4))
 
 
 @pytest.mark.parametrize("kind", ["dense", "window", "softcap"])
 @pytest.mark.parametrize("pages", ["shuffled", "contiguous"])
-def test_head_first_cache_and_strided_query(batch, version, kind, pages):
+@pytest.mark.usefixtures("version")
+def test_head_first_cache_and_strided_query(batch, kind, pages):
     batch(MIXED, layout="HND", strided_query=True, pages=pages).check(paged_attention, **kind_of(kind, 4))
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 64])
-def test_page_sizes(batch, version, page_size):
+@pytest.mark.usefixtures("version")
+def test_page_sizes(batch, page_size):
     batch(MIXED, page_size=page_size).check(paged_attention, window=19)
 
 
 @pytest.mark.parametrize("kind", ["dense", "window", "softcap", "sinks"])
 @pytest.mark.parametrize("pages", ["shuffled", "contiguous"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision(batch, version, kind, pages, dtype):
+@pytest.mark.usefixtures("version")
+def test_half_precision(batch, kind, pages, dtype):
     case = batch(MIXED, dtype=dtype, pages=pages)
     expected, expected_lse = case.oracle(0.2, **(kind := kind_of(kind, 4)))
     out, lse = paged_attention(case.query, case.key_cache, case.value_cache, case.plan, scale=0.2, **kind)
@@ -88,17 +95,22 @@ def test_runs_read_in_place_and_gathers_in_parts(batch, monkeypatch, kind, pages
     monkeypatch.setattr(cpu_schedule, "DIRECT_BYTES", 40 * 512)
     monkeypatch.setattr(cpu_schedule, "GATHER_BYTES", 64 * 512)
     lens = [(1, 300), (1, 290), (1, 7), (30, 230), (140, 140), (70, 233)]
-    batch(lens, pages=pages).check(paged_attention, **{"dense": {}, "window": {"window": 150}, "softcap": {"softcap": 1.0}}[kind])
+    batch(lens, pages=pages).check(
+        paged_attention, **{"dense": {}, "window": {"window": 150}, "softcap": {"softcap": 1.0}}[kind]
+    )
 
 
 def test_one_decode_split_over_threads(batch, monkeypatch):
     monkeypatch.setattr(cpu_schedule, "SPLIT_TOKENS", 10)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     batch([(1, 67)], pages="contiguous").check(paged_attention)
-    batch([(1, 67)], heads=(4, 1), dim=48, value_dim=32, latent=True, pages="contiguous").check(paged_attention)
+    batch([(1, 67)], heads=(4, 1), dim=48, value_dim=32, latent=True, pages="contiguous").check(
+        paged_attention
+    )
 
 
-def test_window_longer_than_the_sequence_is_dense(batch, version):
+@pytest.mark.usefixtures("version")
+def test_window_longer_than_the_sequence_is_dense(batch):
     case = batch(MIXED)
     dense = paged_attention(case.query, case.key_cache, case.value_cache, case.plan, scale=0.2)
     wide = paged_attention(case.query, case.key_cache, case.value_cache, case.plan, scale=0.2, window=50)
@@ -110,7 +122,8 @@ def test_many_tiles_of_a_window(batch):
     batch([(150, 400), (131, 131)], pages="two-runs").check(paged_attention, window=70)
 
 
-def test_out_is_written_in_place(batch, version):
+@pytest.mark.usefixtures("version")
+def test_out_is_written_in_place(batch):
     case = batch(MIXED)
     out = torch.full((case.query.shape[0], 8, 32), torch.nan)[:, ::2]
     returned, _ = paged_attention(case.query, case.key_cache, case.value_cache, case.plan, scale=0.2, out=out)
@@ -150,7 +163,15 @@ def test_plan_tensors():
         (([1], [17], [[0, -1]], 16), r"block_tables\[0\]"),
         (([1], [1], [[0]], 0), "page_size"),
     ],
-    ids=["empty", "unequal", "no new token", "more new than all", "short table", "negative page", "page size"],
+    ids=[
+        "empty",
+        "unequal",
+        "no new token",
+        "more new than all",
+        "short table",
+        "negative page",
+        "page size",
+    ],
 )
 def test_plan_refuses(arguments, names):
     with pytest.raises(ValueError, match=names):

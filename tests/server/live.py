@@ -9,13 +9,15 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from headway.server.protocol import BoundedHeaders
+
 
 @contextmanager
 def live(app: FastAPI) -> Iterator[int]:
     """The port on which `app` answers."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, lifespan="off", log_config=None, http="httptools", timeout_graceful_shutdown=1
+        app, lifespan="off", log_config=None, http=BoundedHeaders, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -1,5 +1,7 @@
 """Bad input gets a 4xx in OpenAI's form that names the field, and reaches no engine."""
 
+import contextlib
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,6 +79,8 @@ def test_bounds(path: str, field: str, wrong: list[Any], post: Post, engine: Scr
         ({"prompt": [5] * 4096}, "prompt"),
         ({"prompt": [5] * 5000}, "prompt"),
         ({"prompt": ["a"] * 129}, "prompt"),
+        ({"prompt": ["a"] * 128, "n": 3}, "prompt"),
+        ({"prompt": "a", "stop_token_ids": [5] * 257}, "stop_token_ids"),
         ({"prompt": "a", "best_of": 2}, "best_of"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "logprobs": 21}, "logprobs"),
@@ -174,3 +178,14 @@ def test_body_limit_holds_for_declared_and_for_chunked_bodies(make_app: Callable
         check_refused(client.post(COMPLETIONS, content=chunks(64), headers=headers), None, 413)
         check_refused(client.post(COMPLETIONS, content=chunks(4), headers=headers), None, 400)
         assert client.post(COMPLETIONS, json={"prompt": "a"}).status_code == 200
+
+
+@pytest.mark.parametrize("header", [b"X-Long: " + b"x" * 2_000_000, b"X-Many: x\r\n" * 50_000])
+def test_endless_headers_end_the_connection(header: bytes, app: FastAPI) -> None:
+    with live(app) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        with contextlib.suppress(ConnectionError):
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n" + header)
+        with contextlib.suppress(ConnectionError):
+            assert client.recv(100).startswith(b"HTTP/1.1 431")
+            assert client.recv(100) == b""
+        assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200

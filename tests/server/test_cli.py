@@ -75,12 +75,10 @@ def test_a_wrong_key_in_the_file_names_the_nearest(
 
 def test_ask(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
-    file.write_text(
-        "The grass is green. " * 50 + "The secret code for Paris is 7301942. " + "The sky is blue. " * 50
-    )
-    asked = headway_command(
-        "ask", str(file), "What is the secret code for Paris?", "--threads", "1", "--memory", "0.1"
-    )
+    half = "The grass is green. The sky is blue. " * 50
+    file.write_text(f"{half}The secret code for Paris is 7301942. {half}")
+    question = "What is the secret code for Paris?"
+    asked = headway_command("ask", str(file), question, "--threads", "1", "--memory", "0.1")
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.strip()
     assert "prompt tokens in" in asked.stderr

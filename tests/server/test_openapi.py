@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import schemathesis
 from fastapi import FastAPI
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 KEY = "a-key"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
+RELAXED = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
 # Whether token ids, templates and lengths fit is the model's to say, and not in the document.
 UNKNOWABLE = [positive_data_acceptance]
 
@@ -20,21 +22,29 @@ def document(make_app: Callable[..., FastAPI]) -> Any:
     return schemathesis.openapi.from_asgi("/openapi.json", make_app(api_keys=[KEY]), headers=HEADERS)
 
 
-schema = schemathesis.pytest.from_fixture("document")
-relaxed = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+def check_all_operations(document: Any, mode: GenerationMode, examples: int) -> None:
+    for result in document.get_all_operations():
+        operation = result.ok()
+        if mode is GenerationMode.NEGATIVE and not operation.body:
+            continue  # nothing can be wrong
+
+        @settings(RELAXED, max_examples=examples)
+        @given(operation.as_strategy(generation_mode=mode))
+        def check(case: schemathesis.Case) -> None:
+            case.call_and_validate(headers=HEADERS, excluded_checks=UNKNOWABLE)
+
+        check()
 
 
-@schema.parametrize()
-@settings(max_examples=8, **relaxed)
-def test_answers_are_as_documented(case: schemathesis.Case) -> None:
-    case.call_and_validate(headers=HEADERS, excluded_checks=UNKNOWABLE)
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_answers_are_as_documented(mode: GenerationMode, document: Any) -> None:
+    check_all_operations(document, mode, 10)
 
 
 @pytest.mark.slow
-@schema.parametrize()
-@settings(max_examples=300, **relaxed)
-def test_answers_are_as_documented_at_length(case: schemathesis.Case) -> None:
-    case.call_and_validate(headers=HEADERS, excluded_checks=UNKNOWABLE)
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_answers_are_as_documented_at_length(mode: GenerationMode, document: Any) -> None:
+    check_all_operations(document, mode, 200)
 
 
 def test_document_knows_all_errors_and_no_422(app: FastAPI) -> None:

@@ -60,3 +60,8 @@ def test_errors_name_the_key_but_no_secret(text: str, told: list[str], tmp_path:
 def test_a_section_that_is_no_mapping(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model"):
         load_settings(write(tmp_path, "model: needle"), {"model.dtype": "float32"}, {})
+
+
+def test_the_default_file_says_the_defaults() -> None:
+    default = Path(__file__).parents[2] / "configs" / "default.yaml"
+    assert load_settings(default, None, {}) == load_settings(None, None, {})

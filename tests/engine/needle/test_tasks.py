@@ -4,7 +4,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from headway.engine.needle import WEIGHTS
 from headway.engine.needle.coding import Coder
@@ -21,6 +21,11 @@ def coder() -> Coder:
     return Coder()
 
 
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(WEIGHTS)
+
+
 def chat(sample: Sample, count: int) -> list[dict[str, str]]:
     """The sample as messages, with its first `count` questions."""
     messages = [{"role": "system", "content": "".join(sample.system)}] if sample.system else []
@@ -33,8 +38,9 @@ def chat(sample: Sample, count: int) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("spec", SPECS + FREE, ids=str)
-def test_ids_equal_the_tokenised_chat(coder: Coder, spec: Spec) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+def test_ids_equal_the_tokenised_chat(
+    coder: Coder, tokenizer: PreTrainedTokenizerBase, spec: Spec
+) -> None:
     for seed in range(4):
         sample = make(Random(seed), coder, 400, spec)
         sample.chat = True

@@ -52,7 +52,9 @@ def test_lengths_around_a_key_tile(batch, length):
 
 
 @pytest.mark.parametrize(
-    ("heads", "dim"), [((4, 4), 24), ((6, 2), 40), ((7, 1), 64), ((2, 2), 80), ((20, 1), 128), ((4, 2), 256)], ids=str
+    ("heads", "dim"),
+    [((4, 4), 24), ((6, 2), 40), ((7, 1), 64), ((2, 2), 80), ((20, 1), 128), ((4, 2), 256)],
+    ids=str,
 )
 def test_heads_and_head_sizes(batch, heads, dim):
     batch([(1, 30), (9, 37)], heads=heads, dim=dim).check(paged_attention, scale=dim**-0.5)
@@ -63,7 +65,9 @@ def test_heads_and_head_sizes(batch, heads, dim):
 @pytest.mark.parametrize("dim", [16, 24, 40, 64, 80, 96, 128, 192, 256])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_head_size(batch, heads, dim, kind):
-    batch([(1, 130), (19, 77)], heads=heads, dim=dim).check(paged_attention, scale=dim**-0.5, **kind_of(kind, heads[0]))
+    batch([(1, 130), (19, 77)], heads=heads, dim=dim).check(
+        paged_attention, scale=dim**-0.5, **kind_of(kind, heads[0])
+    )
 
 
 @pytest.mark.parametrize(("key_dim", "value_dim"), [(272, 256), (320, 256), (48, 32), (32, 48)])
@@ -77,7 +81,9 @@ def test_values_of_another_head_size(batch, key_dim, value_dim, latent):
 
 @pytest.mark.slow
 def test_mla(batch):
-    batch([(1, 70), (3, 30)], heads=(16, 1), dim=576, value_dim=512, latent=True).check(paged_attention, scale=0.03)
+    batch([(1, 70), (3, 30)], heads=(16, 1), dim=576, value_dim=512, latent=True).check(
+        paged_attention, scale=0.03
+    )
 
 
 @pytest.mark.parametrize("kind", ["dense", "all"])
@@ -91,11 +97,13 @@ def test_page_sizes(batch, page_size):
 
 
 @pytest.mark.parametrize(
-    ("cores", "kind"), [(2, "all"), (20, "dense"), (20, "window"), (20, "sinks")], ids=lambda value: f"{value}"
+    ("cores", "kind"),
+    [(2, "all"), (20, "dense"), (20, "window"), (20, "sinks")],
+    ids=lambda value: f"{value}",
 )
 def test_splits(batch, monkeypatch, kind, cores):
     """Short sequences beside long ones: some splits have no keys at all, behind a window most have none."""
-    monkeypatch.setattr(gpu, "num_cores", lambda device: cores)
+    monkeypatch.setattr(gpu, "num_cores", lambda _: cores)
     monkeypatch.setattr(gpu_schedule, "SPLIT_TOKENS", 16)
     case = batch([(1, 190), (1, 5), (20, 90), (3, 3)])
     case.check(paged_attention, **kind_of(kind))
@@ -119,7 +127,10 @@ def test_a_padded_row_of_a_captured_graph_writes_nothing(batch):
 @pytest.mark.parametrize("dim", [24, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_merge_states(parts, dim, dtype):
-    outs, lses = torch.randn(parts, dim, 3, 4).to(dtype).transpose(1, 3), torch.randn(parts, 3, 4).transpose(1, 2)
+    outs, lses = (
+        torch.randn(parts, dim, 3, 4).to(dtype).transpose(1, 3),
+        torch.randn(parts, 3, 4).transpose(1, 2),
+    )
     lses[0, 1], outs[0, 1] = float("-inf"), torch.nan
     lses[:, 2], outs[:, 2] = float("-inf"), torch.nan
     out, lse = merge_states(outs, lses)
@@ -139,7 +150,10 @@ def test_store_kv(layout, dims, dtype):
         made = torch.full(shape, torch.nan, dtype=dtype)
         return made.transpose(1, 2) if layout == "HND" else made
 
-    news = [None if dim is None else torch.randn(heads, tokens, dim + 3).to(dtype)[..., 1:-2].transpose(0, 1) for dim in dims]
+    news = [
+        None if dim is None else torch.randn(heads, tokens, dim + 3).to(dtype)[..., 1:-2].transpose(0, 1)
+        for dim in dims
+    ]
     caches = [None if dim is None else cache(dim) for dim in dims]
     expected = [None if one is None else one.clone() for one in caches]
     slots = torch.randperm(pages * 4)[:tokens]
@@ -149,7 +163,6 @@ def test_store_kv(layout, dims, dtype):
     for one, other in zip(caches, expected, strict=True):
         if one is not None:
             torch.testing.assert_close(one, other, equal_nan=True, atol=0, rtol=0)
-
 
 
 def test_a_pool_beyond_two_to_the_31_elements():
