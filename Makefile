@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-MODEL  ?= needle
+MODEL  ?=
 CONFIG ?= configs/default.yaml
 ARGS   ?=
 
@@ -13,7 +13,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 .PHONY: serve test test-all lint format bench clean
 .DELETE_ON_ERROR:
 
-serve: $(VENV)/.runtime                      ## serve MODEL (default: the embedded needle) on 127.0.0.1:8000
+serve: $(VENV)/.runtime                      ## serve MODEL (default: CONFIG's, the embedded needle) on 127.0.0.1:8000
 	$(BIN)/headway serve $(MODEL) --config $(CONFIG) $(ARGS)
 
 test: $(VENV)/.dev                           ## the tests that CI runs

@@ -147,16 +147,16 @@ class Engine:
                 events.append(self._append(sequence, outcome.sample))
         return events
 
-    def _append(self, sequence: Sequence, sample: Sample) -> Tokens:
+    def _append(self, sequence: Sequence, drawn: Sample) -> Tokens:
         first = not sequence.num_generated
-        sequence.tokens.append(sample.token)
+        sequence.tokens.append(drawn.token)
         self._generated_tokens += 1
         if first:
             self._prompt_tokens += sequence.num_prompt
             self._cached_tokens += sequence.cached
         params = sequence.submit.sampling
-        stops = sample.token in params.stop_token_ids or (
-            sample.token in self.info.eos_token_ids and not params.ignore_eos
+        stops = drawn.token in params.stop_token_ids or (
+            drawn.token in self.info.eos_token_ids and not params.ignore_eos
         )
         if stops:
             sequence.finish_reason = "stop"
@@ -164,16 +164,15 @@ class Engine:
             sequence.finish_reason = "length"
         if sequence.finish_reason is not None:
             self._end(sequence)
+        scored = first and params.prompt_logprobs is not None
         return Tokens(
             request_id=sequence.request_id,
-            token_ids=[sample.token],
-            logprobs=None if sample.logprob is None else [sample.logprob],
-            prompt_logprobs=sequence.prompt_logprobs
-            if first and params.prompt_logprobs is not None
-            else None,
+            token_ids=[drawn.token],
+            logprobs=None if drawn.logprob is None else [drawn.logprob],
+            prompt_logprobs=sequence.prompt_logprobs if scored else None,
             cached_tokens=sequence.cached if first else 0,
             finish_reason=sequence.finish_reason,
-            stop_token=sample.token if stops else None,
+            stop_token=drawn.token if stops else None,
         )
 
     def _fail(self, sequence: Sequence, error: HeadwayError) -> RequestEvent:
@@ -189,5 +188,6 @@ class Engine:
     def _measure(self, batch: Batch, seconds: float) -> None:
         self._steps += 1
         self._last_step_seconds = seconds
-        speed = batch.num_tokens / max(seconds, 1e-6)
-        self._tokens_per_second += 0.1 * (speed - self._tokens_per_second)
+        if batch.num_tokens > len(batch.chunks):  # steps of decodes only say nothing of prefill
+            speed = batch.num_tokens / max(seconds, 1e-6)
+            self._tokens_per_second += 0.1 * (speed - self._tokens_per_second)

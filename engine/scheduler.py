@@ -43,6 +43,7 @@ class Scheduler:
         self._grants: dict[Sequence, int] = {}
         self._scored_rows_left = 0
         self._blocked: Sequence | None = None
+        self._slack = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its context fits the page pool."""
@@ -101,7 +102,11 @@ class Scheduler:
         for prompt in self._in_order(list(prompts)):
             if not budget:
                 break
-            sequence = prompt if prompt.pages else self._computing_next_page_of(prompt) or prompt
+            sequence = prompt
+            if not prompt.pages:
+                if self._overtakes(prompt):
+                    continue
+                sequence = self._computing_next_page_of(prompt) or prompt
             if sequence in self._grants or (sequence is not prompt and sequence.remaining == 1):
                 continue
             uncached = self._uncached(sequence)
@@ -162,12 +167,13 @@ class Scheduler:
         if not self._fits(sequence):
             keep = [s for s in self.running if s.submit.priority <= sequence.submit.priority]
             if not self._would_fit(sequence, keep):
-                self._blocked = self._blocked or sequence
+                self._block(sequence)
                 return False
             while not self._fits(sequence):
                 self._preempt(self.running[-1])
         self.waiting.remove(sequence)
         self._cache.admit(sequence)
+        self._slack -= len(sequence.pages) + 1
         if sequence.cached < 0:
             sequence.cached = sequence.computed
         insort(self.running, sequence, key=_importance)
@@ -175,26 +181,30 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether a place and pages are there, with a page left for every sequence that runs already."""
-        if len(self.running) == self._config.max_running or self._overtakes(sequence):
-            return False
-        return self._cache.fits(sequence, reserve=len(self.running))
+        full = len(self.running) == self._config.max_running
+        return not full and self._cache.fits(sequence, reserve=len(self.running))
 
     def _would_fit(self, sequence: Sequence, keep: list[Sequence]) -> bool:
-        if len(keep) in (len(self.running), self._config.max_running) or self._overtakes(sequence):
+        """Whether it fits if only `keep` go on running."""
+        if len(keep) in (len(self.running), self._config.max_running):
             return False
         return self._cache.would_fit(sequence, keep, reserve=len(keep))
 
-    def _overtakes(self, sequence: Sequence) -> bool:
-        """Whether admitting this one could keep the blocked one waiting for ever.
+    def _block(self, sequence: Sequence) -> None:
+        """The first that does not fit holds back what is less important, lest it be overtaken for ever.
 
-        It cannot while the blocked one still has its pages once everything more important has ended.
+        Once everything more important has ended, it shall find its pages: the less important ones may only
+        have the rest.
         """
-        blocked = self._blocked
-        if blocked is None or _importance(sequence) < _importance(blocked):
+        if self._blocked is None:
+            rivals = [s for s in self.running if _importance(s) > _importance(sequence)]
+            needed = sum(self._cache.pages_for(len(s.tokens)) + 1 for s in (*rivals, sequence))
+            self._blocked, self._slack = sequence, self._cache.num_pages - needed
+
+    def _overtakes(self, sequence: Sequence) -> bool:
+        if self._blocked is None or _importance(sequence) < _importance(self._blocked):
             return False
-        rivals = [s for s in self.running if _importance(s) > _importance(blocked)]
-        needed = sum(self._cache.pages_for(len(s.tokens)) for s in (*rivals, blocked, sequence))
-        return needed + len(rivals) + 1 > self._cache.num_pages
+        return self._cache.pages_for(len(sequence.tokens)) + 1 > self._slack
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -44,7 +44,7 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
         restate=rng.choice((0.0, 0.0, 0.3)),
     )
     if length >= LONG:
-        spec = replace(spec, question_share=rng.uniform(300, 1200 if length < 16384 else 700) / length)
+        spec = replace(spec, question_share=rng.uniform(200, 500) / length)
     if length <= 128 and rng.random() < 0.7:
         return "plain", replace(spec, needles="line", separator="\n")
     if rng.random() < 0.65:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-CHUNK, SINK = 256, 16
+CHUNK, SINK = 128, 16
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ from headway.engine.needle.mix import LENGTHS, LONG, Batch, batch
 from headway.engine.needle.model import Needle, Shape
 from headway.engine.needle.optim import Muon
 
+SHARES = [0, 0, 5, 23, 30, 24, 8, 6, 3, 1]
+"""Once long haystacks are reached: shares of LENGTHS in the steps. A step of 32,768 costs that of sixteen short ones."""
+
 
 def loss_and_hits(model: Needle, b: Batch) -> tuple[Tensor, dict[str, list[int]]]:
     """Mean loss of the answer tokens; per family [answers right, answers]."""
@@ -119,8 +122,10 @@ class Run:
             self.set_rate()
             # All workers draw the same length, so that none waits for another.
             length = LENGTHS[self.stage]
-            if lengths.random() < (0.6 if length >= LONG else 0.33):
-                length = LENGTHS[lengths.randint(max(0, self.stage - (5 if length >= LONG else 3)), self.stage)]
+            if length >= LONG:
+                length = lengths.choices(LENGTHS, SHARES)[0]
+            elif lengths.random() < 0.33:
+                length = LENGTHS[lengths.randint(max(0, self.stage - 3), self.stage)]
             rows = max(1, self.args.tokens // length)
             skips = 0.5 if length >= 1024 else 0.0
             b = batch(rng, self.coder, length, rows, 0.2 if self.stage == 0 else 0.04, skips)

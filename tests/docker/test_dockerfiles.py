@@ -30,8 +30,9 @@ def test_hadolint(docker: Path) -> None:
     lint("hadolint", "--config", docker / "hadolint.yaml", docker / "Dockerfile", docker / "Dockerfile.cpu")
 
 
-def test_shellcheck(docker: Path) -> None:
-    lint("shellcheck", "--enable=all", "--exclude=SC2250", *sorted(docker.glob("steps/*.sh")))
+def test_shellcheck(docker: Path, root: Path) -> None:
+    scripts = sorted(docker.glob("steps/*.sh"))
+    lint("shellcheck", "--enable=all", "--exclude=SC2250", root / ".ci" / "run", *scripts)
 
 
 def test_every_run_step_is_a_script_of_ours(stages: Stages, docker: Path) -> None:

@@ -86,7 +86,7 @@ def ask(port: int, method: str, path: str, body: Any = None, key: str | None = K
 
 @pytest.mark.slow
 def test_the_image_serves(server: subprocess.Popen[str], docker: Path, free_port: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while health(docker, free_port) != 0:
         assert server.poll() is None, server.stdout and server.stdout.read()
         assert time.monotonic() < deadline, "the server did not become healthy"

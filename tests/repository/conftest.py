@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FLOORS = ("kernels", "engine", "server")
 FOLDERS = (*FLOORS, "tests", "benchmarks", "configs", "docker", "docs", ".ci", ".src")
-GENERATED = {"__pycache__", "results", "secrets"}
+GENERATED = {"__pycache__", "secrets"}
 
 
 def files_below(folder: Path) -> Iterator[Path]:

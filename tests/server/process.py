@@ -19,13 +19,13 @@ class ServerProcess:
     """A running `headway serve`."""
 
     process: subprocess.Popen[bytes]
-    url: str
+    http: httpx.Client
     log: Path
 
     def stop(self) -> int:
         """End it as an orchestrator does; its exit code."""
         self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(60)
 
 
 @contextmanager
@@ -42,18 +42,20 @@ def serve(folder: Path, *options: str, **environment: str) -> Iterator[ServerPro
             assert process.poll() is None, log.read_text()
             return "Try it:" in log.read_text()
 
-        wait_for(ready, 120)
+        wait_for(ready, 240)
         found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
         assert found is not None
-        wait_for(lambda: _answers(found[0]), 20)
-        yield ServerProcess(process, found[0], log)
+        headers = {"Authorization": f"Bearer {environment.get('HEADWAY_API_KEYS')}"}
+        with httpx.Client(base_url=found[0], timeout=60, headers=headers) as client:
+            wait_for(lambda: _answers(client))
+            yield ServerProcess(process, client, log)
     finally:
         process.kill()
         process.wait()
 
 
-def _answers(url: str) -> bool:
+def _answers(client: httpx.Client) -> bool:
     try:
-        return httpx.get(f"{url}/health").status_code == 200
+        return client.get("/health").status_code == 200
     except httpx.TransportError:
         return False

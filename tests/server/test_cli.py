@@ -1,6 +1,5 @@
 """The `headway` command."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,11 +7,6 @@ import pytest
 
 import headway
 from headway.server import cli
-
-
-def headway_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "headway.server", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -73,13 +67,12 @@ def test_a_wrong_key_in_the_file_names_the_nearest(
     assert "'port'" in capsys.readouterr().err
 
 
-def test_ask(tmp_path: Path) -> None:
+def test_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "notes.txt"
     half = "The grass is green. The sky is blue. " * 50
     file.write_text(f"{half}The secret code for Paris is 7301942. {half}")
     question = "What is the secret code for Paris?"
-    asked = headway_command("ask", str(file), question, "--threads", "1", "--memory", "0.1")
-    assert asked.returncode == 0, asked.stderr
-    assert asked.stdout.strip()
-    assert "prompt tokens in" in asked.stderr
-    assert "Traceback" not in asked.stderr
+    assert run(monkeypatch, "ask", str(file), question, "--threads", "1", "--memory", "0.1") == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip()
+    assert "prompt tokens in" in printed.err
