@@ -1,7 +1,9 @@
 """ModelRunner: one batch in, logits out."""
 
 from contextlib import ExitStack
+from typing import Any
 
+import numpy as np
 import torch
 
 from headway.engine import forward_context, latent
@@ -34,33 +36,31 @@ class ModelRunner:
         Returns:
             float32 [len(batch.logit_rows()), vocab_size], rows in that order.
         """
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        for chunk in batch.chunks:
-            tokens += chunk.sequence.tokens[chunk.start : chunk.end]
-            positions += range(chunk.start, chunk.end)
-            slots += self._slots(chunk)
+        attention = plan(
+            [chunk.length for chunk in batch.chunks],
+            [chunk.end for chunk in batch.chunks],
+            [chunk.sequence.pages for chunk in batch.chunks],
+            self._cache.page_size,
+            self._loaded.device,
+        )
+        tokens = [id_ for chunk in batch.chunks for id_ in chunk.sequence.tokens[chunk.start : chunk.end]]
+        input_ids, position_ids, slots = self._to_device([tokens, *attention.new_tokens()])
         step = PagedStep(
             specs=self._loaded.specs,
             cache=self._cache,
             latents=self._latents,
-            plan=plan(
-                [chunk.length for chunk in batch.chunks],
-                [chunk.end for chunk in batch.chunks],
-                [chunk.sequence.pages for chunk in batch.chunks],
-                self._cache.page_size,
-                self._loaded.device,
-            ),
-            slot_mapping=self._to_device(slots),
+            plan=attention,
+            slot_mapping=slots,
             rope_groups=self._rope_groups(batch.chunks),
         )
+        rows = batch.logit_rows()
+        every_row = len(rows) == batch.num_tokens
         with torch.inference_mode(), forward_context.entered(step):
             output = self._loaded.model(
-                input_ids=self._to_device(tokens).unsqueeze(0),
-                position_ids=self._to_device(positions).unsqueeze(0),
+                input_ids=input_ids.unsqueeze(0),
+                position_ids=position_ids.unsqueeze(0),
                 use_cache=False,
-                logits_to_keep=self._to_device(batch.logit_rows()),
+                logits_to_keep=0 if every_row else self._to_device(rows),
             )
             logits: torch.Tensor = output.logits[0].float()
         return logits
@@ -69,15 +69,8 @@ class ModelRunner:
         """Undo the patching; the model is as it was."""
         self._attached.close()
 
-    def _to_device(self, numbers: list[int]) -> torch.Tensor:
-        return torch.tensor(numbers, dtype=torch.long, device=self._loaded.device)
-
-    def _slots(self, chunk: Chunk) -> list[int]:
-        pages, page_size = chunk.sequence.pages, self._cache.page_size
-        return [
-            pages[position // page_size] * page_size + position % page_size
-            for position in range(chunk.start, chunk.end)
-        ]
+    def _to_device(self, numbers: list[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(self._loaded.device)
 
     def _rope_groups(self, chunks: tuple[Chunk, ...]) -> list[tuple[int, torch.Tensor]]:
         rows, offset = [], 0

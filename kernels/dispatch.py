@@ -9,17 +9,18 @@ import torch
 
 Version = Literal["reference", "cpu", "gpu"]
 
+_REFERENCE = os.environ.get("HEADWAY_REFERENCE") == "1"
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton too looks at it only once
 
 
 def version(tensor: torch.Tensor) -> Version:
     """Triton for a GPU tensor, the CPU path for a CPU tensor.
 
-    `HEADWAY_REFERENCE=1` forces the reference everywhere. `TRITON_INTERPRET=1` in the environment from the
-    start sends CPU tensors through the Triton kernels: that is how they are tested without a GPU. A device
-    without Triton gets the reference, which is right and slow.
+    Set in the environment from the start, `HEADWAY_REFERENCE=1` forces the reference everywhere, and
+    `TRITON_INTERPRET=1` sends CPU tensors through the Triton kernels: that is how they are tested without a
+    GPU. A device without Triton gets the reference, which is right and slow.
     """
-    if os.environ.get("HEADWAY_REFERENCE") == "1":
+    if _REFERENCE:
         return "reference"
     if tensor.is_cuda or _INTERPRETED:
         return "gpu" if has_triton() else "reference"

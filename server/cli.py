@@ -22,7 +22,7 @@ app = typer.Typer(
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="[bold]needle[/bold] (embedded, the default), a local folder, or a Hugging Face id.",
         show_default=False,
     ),

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -42,9 +43,15 @@ def run(settings: Settings, console: Console) -> None:
 async def _serve(
     settings: Settings, console: Console, listener: socket.socket, tokenizer: Tokenizer, engine: EngineClient
 ) -> None:
-    app = create_app(settings, engine, tokenizer)
-    service = app.state.service
     try:
+        app = create_app(settings, engine, tokenizer)
+        service = app.state.service
+
+        def announce() -> None:
+            port = listener.getsockname()[1]
+            embedded = settings.engine.model.name == "needle"
+            banner.show(console, engine.info, service.model, settings.server, port, embedded)
+
         config = uvicorn.Config(
             app,
             http=BoundedHeaders,
@@ -54,10 +61,7 @@ async def _serve(
             server_header=False,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )
-        server = _DrainingServer(config, service.drain, settings.server.drain_seconds)
-        port = listener.getsockname()[1]
-        embedded = settings.engine.model.name == "needle"
-        banner.show(console, engine.info, service.model, settings.server, port, embedded)
+        server = _DrainingServer(config, service.drain, settings.server.drain_seconds, announce)
         await server.serve(sockets=[listener])
     finally:
         tokenizer.close()
@@ -82,12 +86,19 @@ def _bind(config: ServerConfig) -> socket.socket:
 
 
 class _DrainingServer(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, drain: Drain, seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain: Drain, seconds: float, announce: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._announce = announce
         self._drain = drain
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._ending: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         if self._drain.started:

@@ -1,7 +1,8 @@
-"""Exact match by task and length: `python -m headway.engine.needle.evaluate --lengths 512 1024 --haystacks 4`.
+"""Exact match by task and length: `python -m headway.engine.needle.evaluate --lengths 512 1024`.
 
-A haystack is prefilled once; each question continues a copy of its cache. The answer is fed along and counts as
-exact when every one of its tokens, the end token included, is the arg-max: just what greedy decoding would give.
+A haystack is prefilled once; each question continues its cache, which is cut back afterwards. The answer is fed
+along and counts as exact when every one of its tokens, the end token included, is the arg-max: just what greedy
+decoding would give.
 """
 
 import argparse
@@ -39,7 +40,8 @@ TASKS: dict[str, list[Spec]] = {
         for n in (2, 4)
     ],
     "many_queries": [
-        Spec(keys="noun", needles="sentence", filler="prose", separator=" ", density=0.1, queries=n) for n in (2, 4)
+        Spec(keys="noun", needles="sentence", filler="prose", separator=" ", density=0.1, queries=n)
+        for n in (2, 4)
     ],
     "names": [Spec(keys="name", needles="sentence", filler="prose", separator=" ", density=0.3)],
     "uuid": [Spec(keys="uuid", needles="sentence")],
@@ -145,7 +147,9 @@ def main() -> None:
     p.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
     p.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     p.add_argument("--haystacks", type=int, default=4, help="haystacks per task and length")
-    p.add_argument("--questions", type=int, default=16, help="questions per haystack, where it holds as many facts")
+    p.add_argument(
+        "--questions", type=int, default=16, help="questions per haystack, where it holds as many facts"
+    )
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--json", type=Path, help="append one line per task and length")
@@ -160,8 +164,10 @@ def main() -> None:
         for task in args.tasks:
             score = evaluate(model, coder, task, length, args.haystacks, args.questions, args.seed)
             low, high = score.interval()
-            print(f"{length:7d} {task:14s} {score.right / score.n:6.3f}  [{low:.3f}, {high:.3f}]  n={score.n} "
-                  f"haystacks={score.haystacks} {score.seconds} s")
+            print(
+                f"{length:7d} {task:14s} {score.right / score.n:6.3f}  [{low:.3f}, {high:.3f}]  n={score.n} "
+                f"haystacks={score.haystacks} {score.seconds} s"
+            )
             sys.stdout.flush()
             if args.json:
                 with args.json.open("a") as file:

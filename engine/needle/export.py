@@ -27,7 +27,9 @@ def shape_of(state: dict[str, torch.Tensor]) -> Shape:
     )
 
 
-def export(state: dict[str, torch.Tensor], folder: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> None:
+def export(
+    state: dict[str, torch.Tensor], folder: Path = WEIGHTS, dtype: torch.dtype = torch.float32
+) -> None:
     """Replaces config.json, generation_config.json and model.safetensors, each in one move."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {**shape_of(state).config(), "dtype": str(dtype).removeprefix("torch.")}

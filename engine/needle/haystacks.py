@@ -10,7 +10,35 @@ from headway.engine.needle import phrases
 from headway.engine.needle.coding import Coder, Pieces
 
 _SLOT = re.compile(r"( ?\{[a-z]\}s?)")
-_SYLLABLES = [c + v for c in "b c d f g h j k l m n p r s t v w z br cr dr st tr".split() for v in "aeiou"]
+_SYLLABLES = [
+    c + v
+    for c in [
+        "b",
+        "c",
+        "d",
+        "f",
+        "g",
+        "h",
+        "j",
+        "k",
+        "l",
+        "m",
+        "n",
+        "p",
+        "r",
+        "s",
+        "t",
+        "v",
+        "w",
+        "z",
+        "br",
+        "cr",
+        "dr",
+        "st",
+        "tr",
+    ]
+    for v in "aeiou"
+]
 
 
 @cache
@@ -95,7 +123,10 @@ def english() -> list[str]:
 
 
 def filler(rng: Random, coder: Coder, kind: str, budget: int, gap: int = 1) -> list[Pieces]:
-    """Units of filler that cost about `budget` tokens with a separator of `gap` tokens each; kind: noise, prose, english, junk or none."""
+    """Units of filler that cost about `budget` tokens, a separator of `gap` tokens each included.
+
+    Kind: noise, prose, english, junk or none.
+    """
     units: list[Pieces] = []
     start = rng.randrange(len(english()))
     while kind != "none" and budget > 0:
@@ -107,7 +138,9 @@ def filler(rng: Random, coder: Coder, kind: str, budget: int, gap: int = 1) -> l
         elif kind == "english":
             unit = [english()[(start + n) % len(english())]]
         else:
-            letters = "abcdefghijklmnopqrstuvwxyz" if rng.random() < 0.7 else "ABCDxyz0123456789-_/.()éßжлш中文字"
+            letters = (
+                "abcdefghijklmnopqrstuvwxyz" if rng.random() < 0.7 else "ABCDxyz0123456789-_/.()éßжлш中文字"
+            )
             words = ["".join(rng.choices(letters, k=rng.randint(1, 9))) for _ in range(rng.randint(3, 12))]
             unit = [" ".join(words) + rng.choice(".,;:! ").strip()]
         budget -= len(coder.ids(unit)) + gap

@@ -1,7 +1,7 @@
-"""Retrieval scores of all heads and their ablation: `python -m headway.engine.needle.heads --json FILE --png FILE`.
+"""Retrieval scores of all heads, and what their ablation does: `python -m headway.engine.needle.heads`.
 
-Score (Wu et al., "Retrieval Head Mechanistically Explains Long-Context Factuality"): the share of generated value
-tokens at which the head's arg-max lies on the same token inside the needle.
+Score (Wu et al., "Retrieval Head Mechanistically Explains Long-Context Factuality"): the share of generated
+value tokens at which the head's arg-max lies on the same token inside the needle.
 """
 
 import argparse
@@ -100,9 +100,14 @@ def heat_map(table: Tensor, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(5, 2.8), layout="constrained")
     image = axes.imshow(table, vmin=0, vmax=1, cmap="viridis")
-    for (layer, head), score in ((i, table[i].item()) for i in torch.cartesian_prod(
-            torch.arange(table.shape[0]), torch.arange(table.shape[1])).tolist() for i in [tuple(i)]):
-        axes.text(head, layer, f"{score:.2f}", ha="center", va="center", color="w" if score < 0.6 else "k", size=7)
+    for (layer, head), score in (
+        (i, table[i].item())
+        for i in torch.cartesian_prod(torch.arange(table.shape[0]), torch.arange(table.shape[1])).tolist()
+        for i in [tuple(i)]
+    ):
+        axes.text(
+            head, layer, f"{score:.2f}", ha="center", va="center", color="w" if score < 0.6 else "k", size=7
+        )
     axes.set(xlabel="query head", ylabel="layer", yticks=range(table.shape[0]), title="retrieval score")
     figure.colorbar(image)
     figure.savefig(path, dpi=120)
@@ -126,7 +131,8 @@ def main() -> None:
     model, coder, rng = load(args.weights), Coder(), Random(args.seed)
     data = [
         haystack(coder, task, args.length, i, args.questions, args.seed)
-        for task in args.tasks for i in range(args.haystacks)
+        for task in args.tasks
+        for i in range(args.haystacks)
     ]
     table = scores(model, data)
     for idx, row in enumerate(table.tolist()):
@@ -142,7 +148,9 @@ def main() -> None:
             results[name] = {"heads": heads, "exact": round(accuracy(model, data), 3)}
         print(f"without {name} {heads}: {results[name]['exact']}")
     if args.json:
-        args.json.write_text(json.dumps({"length": args.length, "scores": table.tolist(), "ablation": results}))
+        args.json.write_text(
+            json.dumps({"length": args.length, "scores": table.tolist(), "ablation": results})
+        )
     if args.png:
         heat_map(table, args.png)
 

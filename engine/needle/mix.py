@@ -18,7 +18,7 @@ FILLERS = ["noise", "prose", "prose", "english", "english", "junk"]
 
 @dataclass
 class Batch:
-    """ids, positions [B, T]; answer [B, T] is the number of the answer a token belongs to, -1 outside answers."""
+    """ids, positions, answer [B, T]; answer: the number of the answer a token belongs to, -1 outside answers."""
 
     ids: Tensor
     positions: Tensor
@@ -59,7 +59,9 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
         shape = replace(spec, hops=rng.randint(1, 4), count=rng.choice((1, 1, 2, 4, 8)), separator="\n")
         return "vt", shape
     if u < 0.06:
-        return "many values", replace(spec, values_per_key=rng.randint(2, 4), keys=rng.choice(("noun", "pair")))
+        return "many values", replace(
+            spec, values_per_key=rng.randint(2, 4), keys=rng.choice(("noun", "pair"))
+        )
     if u < 0.10:
         return "many queries", replace(spec, queries=rng.randint(2, 4), keys=rng.choice(("noun", "pair")))
     if u < 0.35:

@@ -1,11 +1,10 @@
-"""Qwen3 in plain PyTorch, parameter names as in transformers: trains faster, and any positions can be given."""
+"""Qwen3 in plain PyTorch for training, parameter names as in transformers; takes any positions."""
 
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 
 CHUNK, SINK = 128, 16
 
@@ -65,7 +64,11 @@ class Attention(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.size = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
+        self.heads, self.kv_heads, self.size = (
+            shape.num_attention_heads,
+            shape.num_key_value_heads,
+            shape.head_dim,
+        )
         self.q_proj = nn.Linear(shape.hidden_size, self.heads * self.size, bias=False)
         self.k_proj = nn.Linear(shape.hidden_size, self.kv_heads * self.size, bias=False)
         self.v_proj = nn.Linear(shape.hidden_size, self.kv_heads * self.size, bias=False)
@@ -95,7 +98,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def local(q: Tensor, k: Tensor, v: Tensor, split: int) -> Tensor:
-    """Attention of the first `split` positions to the sink, their own chunk and the chunk before; [B, h, split, d]."""
+    """Attention of the first `split` positions to the sink, their chunk and the one before; [B, h, split, d]."""
     b, h, _, d = q.shape
     n = split // CHUNK
 

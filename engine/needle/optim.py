@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices, in float32: torch.optim.Muon iterates in bfloat16, which many CPUs emulate."""
+"""Muon for the hidden matrices, in float32: torch.optim.Muon uses bfloat16, which many CPUs emulate."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration of Keller Jordan's Muon; g [N, rows, columns] -> same, singular values near 1."""
+    """Newton-Schulz iteration of Keller Jordan's Muon; g [N, rows, columns] -> same, singular values ~1."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[1] > g.shape[2]
     x = g.mT if tall else g
@@ -24,11 +24,13 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
 class Muon(Optimizer):
     """Momentum, orthogonalised; the step has the root mean square of an Adam step (0.2 * sqrt(max(r, c)))."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, decay: float = 0.05) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, decay: float = 0.05
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """One step for all matrices, those of one shape together."""
         shared = dist.is_initialized()
         rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)

@@ -10,9 +10,28 @@ NOUNS: list[str] = (_DATA / "nouns.txt").read_text().split()
 ADJECTIVES: list[str] = (_DATA / "adjectives.txt").read_text().split()
 
 TYPES = [
-    "magic number", "special magic number", "number", "secret number", "code", "secret code", "access code",
-    "password", "passcode", "PIN", "key", "value", "id", "phone number", "order number", "serial number",
-    "ticket number", "launch code", "door code", "account number", "vault combination", "reference number",
+    "magic number",
+    "special magic number",
+    "number",
+    "secret number",
+    "code",
+    "secret code",
+    "access code",
+    "password",
+    "passcode",
+    "PIN",
+    "key",
+    "value",
+    "id",
+    "phone number",
+    "order number",
+    "serial number",
+    "ticket number",
+    "launch code",
+    "door code",
+    "account number",
+    "vault combination",
+    "reference number",
 ]
 
 LINES = ["{k}: {v}", "{k} = {v}", '"{k}": "{v}",', '"{k}": {v},', "- {k}: {v}", "{k} -> {v}", "{k}: {v}."]
@@ -107,18 +126,76 @@ SYSTEMS = [
 ]
 
 NOISE = [
-    "The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.",
+    "The grass is green.",
+    "The sky is blue.",
+    "The sun is yellow.",
+    "Here we go.",
+    "There and back again.",
 ]
 
-VERBS = (
-    "sees finds follows paints carries watches likes repairs builds hides holds crosses passes visits draws "
-    "remembers forgets sells buys moves cleans opens closes touches describes guards admires brings keeps studies"
-).split()
-PLACES = "in near behind under above beside beyond across around inside outside toward through".split()
-TIMES = (
-    "Today|Yesterday|Later|In the morning|At night|Every day|Last year|Often|Sometimes|Meanwhile|Soon|"
-    "After a while|In those days|Now and then"
-).split("|")
+VERBS = [
+    "sees",
+    "finds",
+    "follows",
+    "paints",
+    "carries",
+    "watches",
+    "likes",
+    "repairs",
+    "builds",
+    "hides",
+    "holds",
+    "crosses",
+    "passes",
+    "visits",
+    "draws",
+    "remembers",
+    "forgets",
+    "sells",
+    "buys",
+    "moves",
+    "cleans",
+    "opens",
+    "closes",
+    "touches",
+    "describes",
+    "guards",
+    "admires",
+    "brings",
+    "keeps",
+    "studies",
+]
+PLACES = [
+    "in",
+    "near",
+    "behind",
+    "under",
+    "above",
+    "beside",
+    "beyond",
+    "across",
+    "around",
+    "inside",
+    "outside",
+    "toward",
+    "through",
+]
+TIMES = [
+    "Today",
+    "Yesterday",
+    "Later",
+    "In the morning",
+    "At night",
+    "Every day",
+    "Last year",
+    "Often",
+    "Sometimes",
+    "Meanwhile",
+    "Soon",
+    "After a while",
+    "In those days",
+    "Now and then",
+]
 CLAUSES = [
     "The {a} {n} {w} the {n} {p} the {a} {n}.",
     "{i}, the {n} {w} a {a} {n}.",
@@ -146,6 +223,21 @@ VT_QUESTIONS = [
 def texts() -> list[str]:
     """Every wording, for building the vocabulary."""
     return [
-        *TYPES, *LINES, *SENTENCES, *SHORT_QUESTIONS, *QUESTIONS, *MANY_QUESTIONS, *PREFIXES, *INTROS, *OUTROS,
-        *SYSTEMS, *NOISE, *VERBS, *PLACES, *TIMES, *CLAUSES, *VT_LINES, *VT_QUESTIONS,
+        *TYPES,
+        *LINES,
+        *SENTENCES,
+        *SHORT_QUESTIONS,
+        *QUESTIONS,
+        *MANY_QUESTIONS,
+        *PREFIXES,
+        *INTROS,
+        *OUTROS,
+        *SYSTEMS,
+        *NOISE,
+        *VERBS,
+        *PLACES,
+        *TIMES,
+        *CLAUSES,
+        *VT_LINES,
+        *VT_QUESTIONS,
     ]

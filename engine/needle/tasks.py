@@ -1,6 +1,7 @@
 """Needle's tasks: a haystack, facts in it, questions about them. The same generator trains and evaluates."""
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from random import Random
 
 from headway.engine.needle import phrases
@@ -141,7 +142,9 @@ def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
         if tuple(k) in table:
             misses += 1
             continue
-        values = [number(rng, spec.digits) for _ in range(spec.values_per_key if many and len(table) < 4 else 1)]
+        values = [
+            number(rng, spec.digits) for _ in range(spec.values_per_key if many and len(table) < 4 else 1)
+        ]
         units = [fill(rng.choice(templates), k=k, v=[v]) for v in values]
         cost = sum(len(coder.ids(u)) + gap for u in units)
         if table and used + cost > room:
@@ -182,14 +185,24 @@ def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
                 q = Question(fill(rng.choice(asks), k=[values[0]]), list(chosen[0]))
             elif lesson < 0.5:
                 # The whole line: teaches the end of a question to carry its key.
-                q = Question(fill('"{k}"', k=list(chosen[0])), fill(templates[0], k=list(chosen[0]), v=[values[0]]))
+                q = Question(
+                    fill('"{k}"', k=list(chosen[0])), fill(templates[0], k=list(chosen[0]), v=[values[0]])
+                )
             opening = templates[0].partition("{v}")[0].rstrip()
-            if lesson > 0.5 and spec.queries == 1 and not many and "{k}" in opening and rng.random() < spec.restate:
+            if (
+                lesson > 0.5
+                and spec.queries == 1
+                and not many
+                and "{k}" in opening
+                and rng.random() < spec.restate
+            ):
                 q.prefix = fill(opening, k=list(chosen[0]))
                 if templates[0].partition("{v}")[0].endswith(" "):
                     q.answer = lead(q.answer)
             elif spec.layout == "free" and rng.random() < 0.1:
-                q.prefix = fill(rng.choice(phrases.PREFIXES).replace("{t}", kind), k=_joined([list(k) for k in chosen]))
+                q.prefix = fill(
+                    rng.choice(phrases.PREFIXES).replace("{t}", kind), k=_joined([list(k) for k in chosen])
+                )
                 q.answer = lead(q.answer)
             out.append(q)
         return out
@@ -219,7 +232,7 @@ def tracking(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
         chain, value = pool[c * (hops + 1) : (c + 1) * (hops + 1)], number(rng, 5)
         head = line.replace("VAR {y}", "{y}")
         units = [fill(head, x=[chain[0]], y=[value])]
-        units += [fill(line, x=[b], y=[a]) for a, b in zip(chain, chain[1:], strict=False)]
+        units += [fill(line, x=[b], y=[a]) for a, b in pairwise(chain)]
         queues.append(units)
         facts.append((value, chain))
     needles: list[Pieces] = []
@@ -229,7 +242,8 @@ def tracking(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
     context = _assemble(rng, spec, needles, filler(rng, coder, spec.filler, room - used))
     rng.shuffle(facts)
     questions = [
-        Question(fill(ask, v=[value]), [chain[0], *(" " + name for name in chain[1:])]) for value, chain in facts
+        Question(fill(ask, v=[value]), [chain[0], *(" " + name for name in chain[1:])])
+        for value, chain in facts
     ]
     sample = Sample(context, questions if spec.question_share else questions[: spec.questions])
     return _frame(rng, replace(spec, layout="free" if spec.layout == "free" else "plain"), sample)
@@ -240,7 +254,9 @@ def make(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
     return (tracking if spec.hops else retrieval)(rng, coder, length, spec)
 
 
-def encode(sample: Sample, coder: Coder, length: int | None = None) -> tuple[list[int], list[tuple[int, int]]]:
+def encode(
+    sample: Sample, coder: Coder, length: int | None = None
+) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids of the chat and the half-open spans of its answers, end token included; stops before `length`."""
     ids: list[int] = []
     if sample.system and sample.chat:

@@ -10,8 +10,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from headway.engine.needle import WEIGHTS, phrases
 
-PAD, END, USER, ASSISTANT, SYSTEM = SPECIALS = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-# Every match is one word, one group of digits, one mark or one space, so that ids of pieces can be concatenated.
+PAD, END, USER, ASSISTANT, SYSTEM = SPECIALS = [
+    "<|pad|>",
+    "<|end|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+]
+# Every match is one word, group of digits, mark or space, so that the ids of pieces can be concatenated.
 PATTERN = r"\p{N}{1,3}| ?\p{L}+|\s| ?[^\s\p{L}\p{N}]"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -43,7 +49,7 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 
 
 def build(merge_count: int = 1000) -> Tokenizer:
-    """Vocabulary: special tokens, bytes, numbers, key and template words, pairs of capitals, English merges."""
+    """Vocabulary: special tokens, bytes, numbers, words of keys and templates, capital pairs, merges."""
     pairs = [(a, b) for a, b in product(map(chr, range(65, 91)), repeat=2)]
     merges = [*pairs, *(m for m in _english_merges(merge_count) if m not in pairs)]
     words = [*phrases.NOUNS, *phrases.ADJECTIVES]

@@ -14,14 +14,13 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
-from headway.engine.needle import WEIGHTS
 from headway.engine.needle.coding import Coder
 from headway.engine.needle.mix import LENGTHS, LONG, Batch, batch
 from headway.engine.needle.model import Needle, Shape
 from headway.engine.needle.optim import Muon
 
 SHARES = [0, 0, 5, 23, 30, 24, 8, 6, 3, 1]
-"""Once long haystacks are reached: shares of LENGTHS in the steps. A step of 32,768 costs that of sixteen short ones."""
+"""Shares of LENGTHS in the steps once long haystacks are reached; one of 32,768 costs as much as sixteen."""
 
 
 def loss_and_hits(model: Needle, b: Batch) -> tuple[Tensor, dict[str, list[int]]]:
@@ -47,14 +46,17 @@ class Run:
         self.args, self.rank = args, rank
         self.coder = Coder()
         torch.manual_seed(args.seed)
-        self.model = Needle(Shape(self.coder.tokenizer.get_vocab_size(), rope_theta=args.theta,
-                                  intermediate_size=args.mlp))
+        self.model = Needle(
+            Shape(self.coder.tokenizer.get_vocab_size(), rope_theta=args.theta, intermediate_size=args.mlp)
+        )
         if args.compile:
             self.model.compile(dynamic=True)
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "layers" in n]
         others = [p for n, p in self.model.named_parameters() if not (p.ndim == 2 and "layers" in n)]
-        adam = [{"params": [p for p in others if p.ndim == 2], "weight_decay": 0.01},
-                {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0}]
+        adam = [
+            {"params": [p for p in others if p.ndim == 2], "weight_decay": 0.01},
+            {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0},
+        ]
         self.optimizers: list[torch.optim.Optimizer] = []
         if args.optimizer == "muon":
             self.optimizers.append(Muon(matrices, lr=args.muon_lr))
@@ -70,8 +72,12 @@ class Run:
     def save(self, path: Path) -> None:
         """Writes a checkpoint that `torch.load(weights_only=True)` reads."""
         state = {
-            "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-            "step": self.step, "tokens": self.tokens, "stage": self.stage, "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step,
+            "tokens": self.tokens,
+            "stage": self.stage,
+            "seconds": self.seconds,
             "accuracy": self.accuracy,
         }
         torch.save(state, path.with_suffix(".tmp"))
@@ -152,14 +158,24 @@ class Run:
             self.tokens += self.args.workers * b.ids.numel()
             if length == LENGTHS[self.stage] and flags[1] > 0:
                 seen_in_stage += 1
-                self.accuracy += (flags[0].item() / flags[1].item() - self.accuracy) * max(0.04, 1 / seen_in_stage)
-            if seen_in_stage >= 25 and self.accuracy > self.args.advance and self.stage < self.args.last_stage:
+                self.accuracy += (flags[0].item() / flags[1].item() - self.accuracy) * max(
+                    0.04, 1 / seen_in_stage
+                )
+            if (
+                seen_in_stage >= 25
+                and self.accuracy > self.args.advance
+                and self.stage < self.args.last_stage
+            ):
                 self.stage, seen_in_stage, self.accuracy = self.stage + 1, 0, 0.0
             if self.rank == 0 and time.time() - logged > 20:
                 rate = (self.tokens - tokens_logged) / (time.time() - logged)
                 line = {
-                    "minutes": round(self.seconds / 60, 2), "step": self.step, "tokens": self.tokens,
-                    "rate": round(rate), "length": LENGTHS[self.stage], "loss": round(sum(losses) / len(losses), 4),
+                    "minutes": round(self.seconds / 60, 2),
+                    "step": self.step,
+                    "tokens": self.tokens,
+                    "rate": round(rate),
+                    "length": LENGTHS[self.stage],
+                    "loss": round(sum(losses) / len(losses), 4),
                     "accuracy": round(self.accuracy, 3),
                     "families": {f: [round(r / n, 3), n] for f, (r, n) in sorted(hits.items())},
                 }
@@ -178,8 +194,9 @@ def work(rank: int, args: argparse.Namespace) -> None:
     """One worker process."""
     torch.set_num_threads(args.threads)
     if args.workers > 1:
-        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{args.port}", rank=rank,
-                                world_size=args.workers)
+        dist.init_process_group(
+            "gloo", init_method=f"tcp://127.0.0.1:{args.port}", rank=rank, world_size=args.workers
+        )
     run = Run(args, rank)
     path = Path(args.out) / "checkpoint.pt"
     if path.exists():
@@ -192,9 +209,13 @@ def work(rank: int, args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--out", required=True, help="folder for log.jsonl and checkpoint.pt; continues what is there")
+    p.add_argument(
+        "--out", required=True, help="folder for log.jsonl and checkpoint.pt; continues what is there"
+    )
     p.add_argument("--start", default="", help="checkpoint whose weights to start from, with a new schedule")
-    p.add_argument("--minutes", type=float, default=100, help="training time, also the length of the schedule")
+    p.add_argument(
+        "--minutes", type=float, default=100, help="training time, also the length of the schedule"
+    )
     p.add_argument("--decay", type=float, default=0.4, help="last part of the time in which the rate falls")
     p.add_argument("--workers", type=int, default=2, help="data-parallel processes")
     p.add_argument("--threads", type=int, default=1, help="threads of each process")

@@ -1,5 +1,9 @@
 """paged_attention: causal attention of a batch of chunks and decodes over a paged KV cache."""
 
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+
 import torch
 from torch import Tensor
 
@@ -43,44 +47,44 @@ def paged_attention(
         raise ValueError(
             f"out must be {shape} {query.dtype} on {query.device}, not {tuple(out.shape)} {out.dtype}"
         )
-    match dispatch.version(query):
-        case "gpu":
-            from headway.kernels.paged_attention.gpu import paged_attention as run
-        case "cpu":
-            from headway.kernels.paged_attention.cpu import paged_attention as run
-        case _:
-            from headway.kernels.paged_attention.reference import paged_attention as run
+    run = _implementation(dispatch.version(query))
     return run(query, key_cache, value_cache, plan, scale, window, softcap, sinks, out)
+
+
+@cache
+def _implementation(version: dispatch.Version) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Imported on first use: Triton may not be installed."""
+    return import_module(f"{__name__}.{version}").paged_attention  # type: ignore[no-any-return]
 
 
 def _check(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan,
     window: int | None, softcap: float | None, sinks: Tensor | None,
 ) -> None:  # fmt: skip
-    if key_cache.ndim != 4 or value_cache.ndim != 4 or key_cache.shape[:3] != value_cache.shape[:3]:
+    shape, key_shape, value_shape = query.shape, key_cache.shape, value_cache.shape
+    if len(key_shape) != 4 or len(value_shape) != 4 or key_shape[:3] != value_shape[:3]:
         raise ValueError(
             "key_cache and value_cache must be [num_pages, page_size, num_kv_heads, head_dim] alike, "
-            f"not {tuple(key_cache.shape)} and {tuple(value_cache.shape)}"
+            f"not {tuple(key_shape)} and {tuple(value_shape)}"
         )
-    num_pages, page_size, num_kv_heads, key_dim = key_cache.shape
-    if query.ndim != 3 or query.shape[2] != key_dim:
-        raise ValueError(f"query must be [T, num_heads, {key_dim}], not {tuple(query.shape)}")
-    if query.shape[1] == 0 or query.shape[1] % num_kv_heads:
-        raise ValueError(
-            f"query has {query.shape[1]} heads, no multiple of the cache's {num_kv_heads} KV heads"
-        )
-    if not query.dtype.is_floating_point or not query.dtype == key_cache.dtype == value_cache.dtype:
+    num_pages, page_size, num_kv_heads, key_dim = key_shape
+    if len(shape) != 3 or shape[2] != key_dim:
+        raise ValueError(f"query must be [T, num_heads, {key_dim}], not {tuple(shape)}")
+    if shape[1] == 0 or shape[1] % num_kv_heads:
+        raise ValueError(f"query has {shape[1]} heads, no multiple of the cache's {num_kv_heads} KV heads")
+    dtype, device = query.dtype, query.device
+    if not dtype.is_floating_point or not dtype == key_cache.dtype == value_cache.dtype:
         raise ValueError(
             f"query, key_cache and value_cache must share a floating dtype, "
-            f"not {query.dtype}, {key_cache.dtype}, {value_cache.dtype}"
+            f"not {dtype}, {key_cache.dtype}, {value_cache.dtype}"
         )
-    if not query.device == key_cache.device == value_cache.device == plan.packed.device:
+    if not device == key_cache.device == value_cache.device == plan.packed.device:
         raise ValueError(
-            f"query is on {query.device}, key_cache on {key_cache.device}, "
+            f"query is on {device}, key_cache on {key_cache.device}, "
             f"value_cache on {value_cache.device}, plan on {plan.packed.device}"
         )
-    if plan.num_tokens != query.shape[0]:
-        raise ValueError(f"query has {query.shape[0]} tokens, plan {plan.num_tokens}")
+    if plan.num_tokens != shape[0]:
+        raise ValueError(f"query has {shape[0]} tokens, plan {plan.num_tokens}")
     if plan.page_size != page_size or plan.max_page >= num_pages:
         raise ValueError(
             f"plan is for pages of {plan.page_size} tokens up to number {plan.max_page}, "
@@ -90,5 +94,5 @@ def _check(
         raise ValueError(f"window must be at least 1, not {window}")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap must be positive, not {softcap}")
-    if sinks is not None and (sinks.shape != query.shape[1:2] or sinks.device != query.device):
-        raise ValueError(f"sinks must be [{query.shape[1]}] on {query.device}, not {tuple(sinks.shape)}")
+    if sinks is not None and (sinks.shape != shape[1:2] or sinks.device != device):
+        raise ValueError(f"sinks must be [{shape[1]}] on {device}, not {tuple(sinks.shape)}")

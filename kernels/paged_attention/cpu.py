@@ -19,6 +19,7 @@ from headway.kernels.paged_attention.cpu_schedule import (
     sequences,
 )
 from headway.kernels.paged_attention.cpu_tiled import attend_tiled
+from headway.kernels.paged_attention.merging import add_part, add_sinks
 from headway.kernels.paged_attention.plan import AttentionPlan
 
 WINDOW_TILE = 64  # queries that share one band of keys: small tiles waste less of a short window
@@ -43,9 +44,8 @@ def paged_attention(
             _decode(query, kv, schedule, scale, out, lse)
         for one in chunks:
             _Chunk(kv, one, scale).attend(query[one.rows], window, out[one.rows], lse[one.rows])
-    if sinks is not None:  # a key that every query sees and whose value is zero
-        out.mul_(torch.sigmoid(lse - sinks.float()).unsqueeze(-1))
-        torch.logaddexp(lse, sinks.float(), out=lse)
+    if sinks is not None:
+        add_sinks(out, lse, sinks)
     return out, lse
 
 
@@ -69,7 +69,7 @@ def _decode(
     parts = []
     for part in schedule.in_place:
         key, value = kv.load_run(part.start, part.length, part.splits)
-        row = packed[part.row : part.row + 1]
+        row = packed.narrow(0, part.row, 1)
         if part.splits > 1:
             row = row.expand(part.splits, -1, -1, -1)
         parts.append(_flash(row, key, value, scale))
@@ -133,8 +133,7 @@ class _Chunk:
             part, part_lse = _flash(packed, key, value, self.scale)
             part = part.view(grouped.shape).transpose(0, 1).flatten(1, 2)
             part_lse = part_lse.reshape(grouped.shape[:3]).transpose(0, 1).flatten(1, 2)
-            merged = torch.lerp(merged, part, torch.sigmoid(part_lse - merged_lse).unsqueeze(-1))
-            merged_lse = torch.logaddexp(merged_lse, part_lse)
+            merged, merged_lse = add_part(merged, merged_lse, part, part_lse)
         out.copy_(merged[..., : self.kv.value_dim])
         lse.copy_(merged_lse)
 

@@ -1,11 +1,14 @@
 """One layer's paged cache as a CPU reads it: flat slots, in a dtype that this CPU multiplies fast."""
 
-from functools import cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from headway.kernels.paged_attention.cpu_schedule import Piece, ReadCost
+
+Ints = tuple[int, ...]
 
 
 @cache
@@ -18,19 +21,44 @@ def multiplies_fast(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.float64)
 
 
+class Layout(NamedTuple):
+    """What does not change from step to step, nor from layer to layer of a kind."""
+
+    shared: bool  # MLA: values are the first columns of the keys
+    same_dim: bool
+    value_dim: int
+    dtype: torch.dtype  # to compute in
+    cost: ReadCost
+
+
+@lru_cache(maxsize=64)
+def _layout(
+    key_shape: Ints, key_stride: Ints, value_shape: Ints, value_stride: Ints, dtype: torch.dtype,
+    same_start: bool,
+) -> Layout:  # fmt: skip
+    _, page_size, num_kv_heads, key_dim = key_shape
+    value_dim = value_shape[3]
+    shared = same_start and value_stride == key_stride
+    flat = all(page == page_size * token and dim == 1 for page, token, _, dim in (key_stride, value_stride))
+    compute = dtype if multiplies_fast(dtype) else torch.float32
+    token_bytes = num_kv_heads * (key_dim + value_dim) * dtype.itemsize
+    cost = ReadCost(token_bytes, flat and compute == dtype, flat, num_kv_heads)
+    return Layout(shared, shared or value_dim == key_dim, value_dim, compute, cost)
+
+
 class CpuCache:
     def __init__(self, key_cache: Tensor, value_cache: Tensor) -> None:
-        _, self.page_size, self.num_kv_heads, key_dim = key_cache.shape
-        self.value_dim = value_cache.shape[3]
-        # MLA: values are the first columns of the keys, which stand in for them; the rest is cut afterwards
-        same_start = value_cache.data_ptr() == key_cache.data_ptr()
-        self.shared = same_start and value_cache.stride() == key_cache.stride()
+        layout = _layout(
+            key_cache.shape, key_cache.stride(), value_cache.shape, value_cache.stride(), key_cache.dtype,
+            value_cache.data_ptr() == key_cache.data_ptr(),
+        )  # fmt: skip
+        self.shared, self.same_dim, self.value_dim, self.dtype, self.cost = layout
+        # shared keys stand in for the values whole; what is too much is cut from the output
         self.key, self.value = key_cache, key_cache if self.shared else value_cache
-        self.same_dim = self.shared or self.value_dim == key_dim
-        self.dtype = key_cache.dtype if multiplies_fast(key_cache.dtype) else torch.float32
-        flat = self._is_flat(self.key) and (self.shared or self._is_flat(self.value))
-        token_bytes = self.num_kv_heads * (key_dim + self.value_dim) * key_cache.element_size()
-        self.cost = ReadCost(token_bytes, flat and self.dtype == key_cache.dtype, flat, self.num_kv_heads)
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.cost.num_kv_heads
 
     def load(self, piece: Piece) -> tuple[Tensor, Tensor]:
         """Keys and values `[N, Hkv, D]` of a piece, in place where possible."""
@@ -47,14 +75,10 @@ class CpuCache:
             tensor = tensor.to(self.dtype)
         return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
-    def _is_flat(self, kv: Tensor) -> bool:
-        page, token, _, dim = kv.stride()
-        return page == self.page_size * token and dim == 1
-
     def _read(self, kv: Tensor, piece: Piece) -> Tensor:
         if not self.cost.flat:
             at = torch.arange(*piece) if isinstance(piece, tuple) else piece
-            return self.widen(kv[at // self.page_size, at % self.page_size])
+            return self.widen(kv[at // kv.shape[1], at % kv.shape[1]])
         if isinstance(piece, tuple):
             start, stop = piece
             return self._run(kv, start, stop - start, 1)[0].transpose(0, 1)
@@ -65,6 +89,6 @@ class CpuCache:
     def _run(self, kv: Tensor, start: int, length: int, splits: int) -> Tensor:
         """One view: a decode makes two of these per layer, and each further view costs it a microsecond."""
         _, token, head, _ = kv.stride()
-        size = (splits, kv.shape[2], length, kv.shape[3])
+        size = (splits, self.cost.num_kv_heads, length, kv.shape[3])
         strides = (length * token, head, token, 1)
         return self.widen(kv.as_strided(size, strides, kv.storage_offset() + start * token))

@@ -7,7 +7,6 @@ sequences to a call.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headway.kernels.paged_attention.plan import AttentionPlan, Pages
+from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
 
 DIRECT_BYTES = 1024 * 1024  # a run of at least this much K and V is read where it lies
 GATHER_BYTES = 4 * 1024 * 1024  # one gathered batch at most; larger ones fall out of the cache and page-fault
@@ -41,14 +40,13 @@ class ReadCost(NamedTuple):
         return max(64, GATHER_BYTES // self.token_bytes)
 
 
-@dataclass(frozen=True)
-class Sequence:
+class Sequence(NamedTuple):
     """One sequence's rows in the batch and its keys in the cache."""
 
     rows: slice
     q_len: int
     kv_len: int
-    table: Pages
+    table: Numbers
     page_size: int
     flat: bool
 
@@ -61,7 +59,14 @@ class Sequence:
         runs = self._runs(start, stop)
         if self.flat and len(runs) == 1:
             return runs[0]
-        return self._slots(start, stop)
+        return torch.from_numpy(self.slots(start, stop))
+
+    def slots(self, start: int, stop: int) -> Numbers:
+        """The slots of positions [start, stop)."""
+        size = self.page_size
+        pages = self.table[start // size : (stop - 1) // size + 1]
+        cells = (pages[:, None] * size + np.arange(size)).ravel()
+        return cells[start % size :][: stop - start]
 
     def pieces(self, start: int, stop: int, cost: ReadCost) -> Iterator[Piece]:
         """The keys at positions [start, stop), cut into long runs in place and gathers of bounded size."""
@@ -84,12 +89,8 @@ class Sequence:
         for i in range(count):
             yield self.piece(start + (stop - start) * i // count, start + (stop - start) * (i + 1) // count)
 
-    def _slots(self, start: int, stop: int) -> Tensor:
-        page, offset = np.divmod(np.arange(start, stop), self.page_size)
-        return torch.from_numpy(self.table[page] * self.page_size + offset)
-
     def _runs(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Slots of positions [start, stop) as maximal runs of adjacent ones."""
+        """Numbers of positions [start, stop) as maximal runs of adjacent ones."""
         size = self.page_size
         if stop <= start:
             return []
@@ -143,16 +144,19 @@ def sequences(plan: AttentionPlan, flat: bool) -> tuple[list[Sequence], list[Seq
 
 def schedule_decodes(decodes: list[Sequence], window: int | None, cost: ReadCost) -> DecodeSchedule:
     in_place: list[InPlace] = []
-    loose: list[tuple[int, Tensor]] = []  # (row, slots)
+    loose: list[tuple[int, Numbers]] = []  # (row, slots)
     for row, sequence in enumerate(decodes):
         start = 0 if window is None else max(0, sequence.kv_len - window)
+        if len(decodes) > 1 and sequence.kv_len - start < cost.direct_tokens:
+            loose.append((row, sequence.slots(start, sequence.kv_len)))
+            continue
         for piece in sequence.pieces(start, sequence.kv_len, cost):
             if isinstance(piece, Tensor):
-                loose.append((row, piece))
+                loose.append((row, piece.numpy()))
             elif piece[1] - piece[0] >= cost.direct_tokens or len(decodes) == 1:
                 in_place += _split(row, *piece, cost.num_kv_heads)
             else:
-                loose.append((row, torch.arange(*piece)))
+                loose.append((row, np.arange(*piece)))
     gathered = [_pad(group) for group in _groups(loose, cost.gather_tokens)]
     rows = [part.row for part in in_place for _ in range(part.splits)]
     for batch in gathered:
@@ -170,9 +174,9 @@ def _split(row: int, start: int, stop: int, num_kv_heads: int) -> Iterator[InPla
         yield InPlace(row, start + length * splits, stop - start - length * splits, 1)
 
 
-def _groups(loose: list[tuple[int, Tensor]], limit: int) -> Iterator[list[tuple[int, Tensor]]]:
+def _groups(loose: list[tuple[int, Numbers]], limit: int) -> Iterator[list[tuple[int, Numbers]]]:
     """Parts of like length together: at most a quarter of a group is padding."""
-    group: list[tuple[int, Tensor]] = []
+    group: list[tuple[int, Numbers]] = []
     for row, slots in sorted(loose, key=lambda part: -len(part[1])):
         if group and (len(slots) < 0.75 * len(group[0][1]) or len(group[0][1]) * (len(group) + 1) > limit):
             yield group
@@ -182,13 +186,17 @@ def _groups(loose: list[tuple[int, Tensor]], limit: int) -> Iterator[list[tuple[
         yield group
 
 
-def _pad(group: list[tuple[int, Tensor]]) -> Gathered:
-    length = len(group[0][1])
-    lengths = torch.tensor([len(slots) for _, slots in group])
-    # padding repeats a real slot of the same sequence, never a slot whose content is unknown
-    padded = torch.cat([torch.cat([slots, slots[:1].expand(length - len(slots))]) for _, slots in group])
+def _pad(group: list[tuple[int, Numbers]]) -> Gathered:
+    """`group` begins with its longest part."""
+    lengths = np.array([len(slots) for _, slots in group])
+    padded = np.empty((len(group), lengths[0]), dtype=np.int64)
+    for row, (_, slots) in zip(padded, group, strict=True):
+        row[: len(slots)] = slots
+        row[len(slots) :] = slots[0]  # a real slot of the same sequence, never one whose content is unknown
     padding = None
-    if int(lengths.min()) < length:
-        beyond = torch.arange(length) >= lengths.unsqueeze(1)
-        padding = torch.zeros(beyond.shape).masked_fill_(beyond, float("-inf"))[:, None, None]
-    return Gathered(torch.tensor([row for row, _ in group]), padded, length, padding)
+    if lengths[-1] < lengths[0]:
+        beyond = np.arange(lengths[0]) >= lengths[:, None]
+        hidden = np.where(beyond, np.float32("-inf"), np.float32(0))
+        padding = torch.from_numpy(hidden)[:, None, None]
+    rows = torch.tensor([row for row, _ in group])
+    return Gathered(rows, torch.from_numpy(padded).view(-1), padded.shape[1], padding)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Pages = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int64]
 Schedule = TypeVar("Schedule")
 
 
@@ -27,19 +27,21 @@ class AttentionPlan:
     cu_seqlens_q: Tensor  # int32 [B + 1]
     kv_lens: Tensor  # int32 [B], new tokens included
     block_table: Tensor  # int32 [B, max_pages], rows padded with page 0
+    num_tokens: int
     host_q_lens: tuple[int, ...]
     host_kv_lens: tuple[int, ...]
-    host_tables: tuple[Pages, ...]  # exactly the pages that hold keys
+    host_table: Numbers  # `block_table`
+    host_tables: tuple[Numbers, ...]  # its rows, exactly the pages that hold keys
     max_page: int
     _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(self.host_q_lens)
-
-    @property
-    def decode_only(self) -> bool:
-        return max(self.host_q_lens) == 1
+    def new_tokens(self) -> tuple[Numbers, Numbers]:
+        """Position and slot of each query token, int64 [T] on the host."""
+        q_lens, kv_lens = np.array(self.host_q_lens), np.array(self.host_kv_lens)
+        rows = np.repeat(np.arange(len(q_lens)), q_lens)
+        positions = np.arange(self.num_tokens) + (kv_lens - np.cumsum(q_lens))[rows]
+        page, offset = np.divmod(positions, self.page_size)
+        return positions, self.host_table[rows, page] * self.page_size + offset
 
     def memo(self, key: Hashable, build: Callable[[], Schedule]) -> Schedule:
         """A version's own schedule, built by the first layer that needs it."""
@@ -71,33 +73,32 @@ def plan(
         )
     if page_size < 1:
         raise ValueError(f"page_size must be positive, not {page_size}")
-    tables = []
-    for b, (q_len, kv_len, table) in enumerate(zip(q_lens, kv_lens, block_tables, strict=True)):
+    batch, used = len(q_lens), [-(-kv_len // page_size) for kv_len in kv_lens]
+    table = np.zeros((batch, max(used)), dtype=np.int64)
+    for b, (q_len, kv_len, pages) in enumerate(zip(q_lens, kv_lens, block_tables, strict=True)):
         if not 1 <= q_len <= kv_len:
             raise ValueError(f"q_lens[{b}] = {q_len} must lie between 1 and kv_lens[{b}] = {kv_len}")
-        used = -(-kv_len // page_size)
-        if len(table) < used:
-            raise ValueError(f"block_tables[{b}] has {len(table)} pages, {kv_len} tokens need {used}")
-        tables.append(np.asarray(table[:used], dtype=np.int64))
-        if tables[-1].min() < 0:
-            raise ValueError(f"block_tables[{b}] holds a negative page")
+        if len(pages) < used[b]:
+            raise ValueError(f"block_tables[{b}] has {len(pages)} pages, {kv_len} tokens need {used[b]}")
+        table[b, : used[b]] = pages[: used[b]]
+    if table.min() < 0:
+        raise ValueError(f"block_tables[{int(table.argmin()) // table.shape[1]}] holds a negative page")
 
-    batch, width = len(tables), max(len(table) for table in tables)
-    host = np.zeros(2 * batch + 1 + batch * width, dtype=np.int32)
+    host = np.zeros(2 * batch + 1 + table.size, dtype=np.int32)
     np.cumsum(q_lens, out=host[1 : batch + 1])
     host[batch + 1 : 2 * batch + 1] = kv_lens
-    padded = host[2 * batch + 1 :].reshape(batch, width)
-    for row, table in zip(padded, tables, strict=True):
-        row[: len(table)] = table
+    host[2 * batch + 1 :] = table.ravel()
     packed = torch.from_numpy(host).to(device)
     return AttentionPlan(
         page_size=page_size,
         packed=packed,
         cu_seqlens_q=packed[: batch + 1],
         kv_lens=packed[batch + 1 : 2 * batch + 1],
-        block_table=packed[2 * batch + 1 :].view(batch, width),
+        block_table=packed[2 * batch + 1 :].view(table.shape),
+        num_tokens=int(host[batch]),
         host_q_lens=tuple(q_lens),
         host_kv_lens=tuple(kv_lens),
-        host_tables=tuple(tables),
-        max_page=max(int(table.max()) for table in tables),
+        host_table=table,
+        host_tables=tuple(table[b, : used[b]] for b in range(batch)),
+        max_page=int(table.max()),
     )

@@ -1,5 +1,9 @@
 """store_kv: write new keys and values into the paged cache."""
 
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+
 import torch
 from torch import Tensor
 
@@ -36,19 +40,14 @@ def store_kv(
                 f"value_cache {tuple(value_cache.shape)} on {value_cache.device} does not fit key_cache "
                 f"{tuple(key_cache.shape)} on {key_cache.device}"
             )
-    match dispatch.version(key):
-        case "gpu":
-            from headway.kernels.store_kv import gpu
+    run = _implementation(dispatch.version(key))
+    run(key, value, key_cache, value_cache, slot_mapping)
 
-            gpu.store_kv(key, value, key_cache, value_cache, slot_mapping)
-        case "cpu":
-            from headway.kernels.store_kv import cpu
 
-            cpu.store_kv(key, value, key_cache, value_cache, slot_mapping)
-        case _:
-            from headway.kernels.store_kv import reference
-
-            reference.store_kv(key, value, key_cache, value_cache, slot_mapping)
+@cache
+def _implementation(version: dispatch.Version) -> Callable[..., None]:
+    """Imported on first use: Triton may not be installed."""
+    return import_module(f"{__name__}.{version}").store_kv  # type: ignore[no-any-return]
 
 
 def _check(name: str, new: Tensor, cache: Tensor, tokens: int) -> None:

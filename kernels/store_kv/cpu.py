@@ -6,13 +6,13 @@ from torch import Tensor
 def store_kv(
     key: Tensor, value: Tensor | None, key_cache: Tensor, value_cache: Tensor | None, slot_mapping: Tensor
 ) -> None:
-    if slot_mapping.numel() == 0:
-        return
-    if int(slot_mapping.min()) < 0:
+    try:
+        _scatter(key, key_cache, slot_mapping)
+    except IndexError:  # cheaper than to look for negative slots in every layer of every step
         kept = slot_mapping >= 0
         slot_mapping, key = slot_mapping[kept], key[kept]
         value = None if value is None else value[kept]
-    _scatter(key, key_cache, slot_mapping)
+        _scatter(key, key_cache, slot_mapping)
     if value is not None and value_cache is not None:
         _scatter(value, value_cache, slot_mapping)
 
@@ -23,4 +23,6 @@ def _scatter(new: Tensor, cache: Tensor, slots: Tensor) -> None:
         flat = cache.as_strided((num_pages * page_size, *row), cache.stride()[1:])
         flat.index_copy_(0, slots, new)
     else:  # head-first layout: slots of two pages are not one stride apart
+        if bool((slots < 0).any()):
+            raise IndexError("a slot is negative")
         cache[slots // page_size, slots % page_size] = new

@@ -75,6 +75,11 @@ class EngineMachine(RuleBasedStateMachine):
     def pages_are_conserved(self) -> None:
         self.engine.check()
 
+    @invariant()
+    def the_most_important_are_preempted_last(self) -> None:
+        running = self.engine._scheduler.running
+        assert running == sorted(running, key=lambda s: (s.submit.priority, s.arrival))
+
     def teardown(self) -> None:
         self.take(finish(self.engine))
         assert self.engine.stats().pages_used == 0

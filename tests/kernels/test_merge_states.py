@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from headway.kernels import dispatch
 from headway.kernels.merge_states import merge_states
 
 
 @pytest.fixture(params=["cpu", "reference"], autouse=True)
 def _version(request, monkeypatch):
-    monkeypatch.setenv("HEADWAY_REFERENCE", str(int(request.param == "reference")))
+    monkeypatch.setattr(dispatch, "_REFERENCE", request.param == "reference")
 
 
 @pytest.mark.parametrize("parts", [1, 2, 7])

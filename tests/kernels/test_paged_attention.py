@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from headway.kernels import dispatch
 from headway.kernels.paged_attention import cpu_schedule, paged_attention, plan
 
 PAGE = 16
@@ -20,7 +21,7 @@ KINDS = {
 
 @pytest.fixture(params=["cpu", "reference"])
 def version(request, monkeypatch):
-    monkeypatch.setenv("HEADWAY_REFERENCE", str(int(request.param == "reference")))
+    monkeypatch.setattr(dispatch, "_REFERENCE", request.param == "reference")
     return request.param
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from headway.kernels import dispatch
 from headway.kernels.store_kv import store_kv
 
 PAGES, PAGE = 9, 4
@@ -10,7 +11,7 @@ PAGES, PAGE = 9, 4
 
 @pytest.fixture(params=["cpu", "reference"], autouse=True)
 def _version(request, monkeypatch):
-    monkeypatch.setenv("HEADWAY_REFERENCE", str(int(request.param == "reference")))
+    monkeypatch.setattr(dispatch, "_REFERENCE", request.param == "reference")
 
 
 def cache(layout, heads, dim, dtype):

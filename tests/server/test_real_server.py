@@ -120,7 +120,7 @@ def test_errors_are_the_clients_exceptions(client: openai.OpenAI) -> None:
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=client.base_url, api_key="wrong").models.list()
     with pytest.raises(openai.BadRequestError) as too_long:
-        client.completions.create(model="needle", prompt=[5] * 200_000)
+        client.completions.create(model="needle", prompt="one two " * 100_000)
     assert too_long.value.code == "context_length_exceeded"
     assert [model.id for model in client.models.list()] == ["needle"]
 

@@ -38,9 +38,7 @@ def chat(sample: Sample, count: int) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("spec", SPECS + FREE, ids=str)
-def test_ids_equal_the_tokenised_chat(
-    coder: Coder, tokenizer: PreTrainedTokenizerBase, spec: Spec
-) -> None:
+def test_ids_equal_the_tokenised_chat(coder: Coder, tokenizer: PreTrainedTokenizerBase, spec: Spec) -> None:
     for seed in range(4):
         sample = make(Random(seed), coder, 400, spec)
         sample.chat = True

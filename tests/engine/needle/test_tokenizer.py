@@ -21,7 +21,9 @@ def test_any_text_survives(tokenizer: PreTrainedTokenizerBase, text: str) -> Non
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
-def test_every_number_of_up_to_three_digits_is_one_token(tokenizer: PreTrainedTokenizerBase, width: int) -> None:
+def test_every_number_of_up_to_three_digits_is_one_token(
+    tokenizer: PreTrainedTokenizerBase, width: int
+) -> None:
     for n in range(10**width):
         assert len(tokenizer.encode(f"{n:0{width}}", add_special_tokens=False)) == 1
 

@@ -13,12 +13,13 @@ from headway.engine.needle.evaluate import evaluate, load
 from headway.engine.needle.model import Needle, Shape
 
 DIARY = """\
-We left the coast before sunrise because my sister wanted to see the market while the boats were still coming in.
-The road climbs slowly there, past two farms and a closed petrol station, and for an hour nobody said much.
+We left the coast before sunrise because my sister wanted to see the market while the boats were still coming.
+The road climbs slowly there, past two farms and a closed petrol station, and nobody said much for an hour.
 {fact}
-By noon the fog had lifted. We ate bread with olives on a wall, and Peter told the story about the broken ferry
-again, which everybody knows by heart. In the afternoon it rained so hard that we stayed in the car and played cards.
-The hotel was cheap, clean and a little sad; the woman at the desk kept a parrot that could say good morning in Dutch.
+By noon the fog had lifted. We ate bread with olives on a wall, and Peter told the story about the broken
+ferry again, which everybody knows by heart. In the afternoon it rained so hard that we stayed in the car and
+played cards. The hotel was cheap, clean and a little sad; the woman at the desk kept a parrot that could say
+good morning in Dutch.
 """
 
 
@@ -31,7 +32,9 @@ def ask(model: PreTrainedModel, text: str) -> str:
     """The model's answer to one user message, by greedy decoding."""
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
     chat = [{"role": "user", "content": text}]
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     out = model.generate(**ids, max_new_tokens=24, do_sample=False)
     return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -59,7 +62,9 @@ def test_training_model_equals_the_shipped_one(model: PreTrainedModel) -> None:
     ids = torch.arange(5, 205)[None]
     with torch.inference_mode():
         expected = model(ids).logits
-        torch.testing.assert_close(ours.logits(ours(ids, torch.arange(200)[None])), expected, atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            ours.logits(ours(ids, torch.arange(200)[None])), expected, atol=2e-3, rtol=1e-3
+        )
 
 
 @pytest.mark.parametrize("task", ["single", "many_keys", "key_value"])
@@ -72,19 +77,32 @@ def test_finds_facts_in_2048_tokens(model: PreTrainedModel, task: str) -> None:
     ("fact", "question", "answer"),
     [
         ("The secret code for the garage is 482913.", "What is the secret code for the garage?", "482913"),
-        ("By the way, the door code for falcon is 7390412.", "Can you tell me the door code for falcon?", "7390412"),
-        ("The special magic number for crimson river is 551208.",
-         "What is the special magic number for crimson river mentioned in the provided text?", "551208"),
+        (
+            "By the way, the door code for falcon is 7390412.",
+            "Can you tell me the door code for falcon?",
+            "7390412",
+        ),
+        (
+            "The special magic number for crimson river is 551208.",
+            "What is the special magic number for crimson river mentioned in the provided text?",
+            "551208",
+        ),
     ],
 )
-def test_chat_in_plain_words_over_own_prose(model: PreTrainedModel, fact: str, question: str, answer: str) -> None:
+def test_chat_in_plain_words_over_own_prose(
+    model: PreTrainedModel, fact: str, question: str, answer: str
+) -> None:
     assert ask(model, DIARY.format(fact=fact) + "\n" + question) == answer
 
 
 def test_weights_folder_is_complete() -> None:
     names = {path.name for path in Path(WEIGHTS).iterdir()}
     assert {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
         "chat_template.jinja",
     } <= names
     AutoModelForCausalLM.from_pretrained(WEIGHTS)
