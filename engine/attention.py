@@ -84,4 +84,4 @@ class PagedStep:
 
 def _rows(states: torch.Tensor) -> torch.Tensor:
     """[1, H, T, D] → [T, H, D], a view."""
-    return states[0].transpose(0, 1)
+    return states.squeeze(0).transpose(0, 1)

@@ -60,7 +60,9 @@ def sample(
         if isinstance(rows, RequestFailed):
             outcomes.append(rows)
             continue
-        (outcome,) = isolated(partial(_score, sampler, chunk), [rows])
+        outcome: Outcome | RequestFailed = Outcome([], None)
+        if chunk.prompt_logprob_rows:
+            (outcome,) = isolated(partial(_score, sampler, chunk), [rows])
         outcomes.append(outcome)
         if chunk.samples and isinstance(outcome, Outcome):
             last_rows[index] = rows[-1]
@@ -79,8 +81,6 @@ def sample(
 
 def _score(sampler: Sampler, chunk: Chunk, logits: Iterable[Tensor]) -> list[Outcome]:
     count, sequence = chunk.prompt_logprob_rows, chunk.sequence
-    if not count:
-        return [Outcome([], None)]
     (rows,) = logits
     following = torch.tensor(sequence.tokens[chunk.start + 1 : chunk.start + 1 + count])
     return [

@@ -1,7 +1,6 @@
 """ModelRunner: one batch in, logits out."""
 
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,14 +42,20 @@ class ModelRunner:
             self._cache.page_size,
             self._loaded.device,
         )
-        tokens = [id_ for chunk in batch.chunks for id_ in chunk.sequence.tokens[chunk.start : chunk.end]]
-        input_ids, position_ids, slots = self._to_device([tokens, *attention.new_tokens()])
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for chunk in batch.chunks:
+            tokens += chunk.sequence.tokens[chunk.start : chunk.end]
+            positions += range(chunk.start, chunk.end)
+            slots += self._slots(chunk)
+        input_ids, position_ids, slot_mapping = self._to_device([tokens, positions, slots])
         step = PagedStep(
             specs=self._loaded.specs,
             cache=self._cache,
             latents=self._latents,
             plan=attention,
-            slot_mapping=slots,
+            slot_mapping=slot_mapping,
             rope_groups=self._rope_groups(batch.chunks),
         )
         rows = batch.logit_rows()
@@ -69,8 +74,16 @@ class ModelRunner:
         """Undo the patching; the model is as it was."""
         self._attached.close()
 
-    def _to_device(self, numbers: list[Any]) -> torch.Tensor:
+    def _to_device(self, numbers: list[int] | list[list[int]]) -> torch.Tensor:
         return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(self._loaded.device)
+
+    def _slots(self, chunk: Chunk) -> list[int]:
+        size = self._cache.page_size
+        slots: list[int] = []
+        for index in range(chunk.start // size, -(-chunk.end // size)):
+            first, begin = chunk.sequence.pages[index] * size, index * size
+            slots += range(first + max(chunk.start - begin, 0), first + min(chunk.end - begin, size))
+        return slots
 
     def _rope_groups(self, chunks: tuple[Chunk, ...]) -> list[tuple[int, torch.Tensor]]:
         rows, offset = [], 0

@@ -1,15 +1,15 @@
 """Exact match by task and length: `python -m headway.engine.needle.evaluate --lengths 512 1024`.
 
-A haystack is prefilled once; each question continues its cache, which is cut back afterwards. The answer is fed
-along and counts as exact when every one of its tokens, the end token included, is the arg-max: just what greedy
-decoding would give.
+A haystack is prefilled once; each question continues its cache, which is cut back afterwards. The answer is
+fed along and counts as exact when every one of its tokens, the end token included, is the arg-max: just what
+greedy decoding would give.
 """
 
 import argparse
 import json
 import math
-import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
@@ -19,8 +19,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from headway.engine.needle import WEIGHTS
-from headway.engine.needle.coding import Coder
-from headway.engine.needle.tasks import Spec, encode, make
+from headway.engine.needle.coding import Coder, Pieces
+from headway.engine.needle.haystacks import filler
+from headway.engine.needle.tasks import Question, Sample, Spec, assemble, encode, make
+
+Tail = tuple[list[int], list[int]]
+"""Ids after the haystack: question with the opening of the answer's turn, and answer with the end token."""
 
 TASKS: dict[str, list[Spec]] = {
     "single": [
@@ -68,7 +72,7 @@ class Score:
 
 
 @torch.inference_mode()
-def exact(model: PreTrainedModel, prefix: list[int], tails: list[tuple[list[int], list[int]]]) -> list[bool]:
+def exact(model: PreTrainedModel, prefix: list[int], tails: list[Tail]) -> list[bool]:
     """Whether `model` answers each (question, answer) exactly after the common prefix."""
     cache = DynamicCache(config=model.config)
     model(torch.tensor([prefix]), past_key_values=cache, logits_to_keep=1)
@@ -83,21 +87,60 @@ def exact(model: PreTrainedModel, prefix: list[int], tails: list[tuple[list[int]
 
 def haystack(
     coder: Coder, task: str, length: int, index: int, questions: int, seed: int
-) -> tuple[list[int], list[tuple[list[int], list[int]]]]:
+) -> tuple[list[int], list[Tail]]:
     """Haystack `index` of a task: common prefix and (question, answer) tails, within `length` tokens."""
     rng = Random(f"needle evaluation {seed} {task} {length} {index}")
     spec = replace(TASKS[task][index % len(TASKS[task])], questions=questions)
     sample = make(rng, coder, length, spec)
-    different = {"".join(q.answer): q for q in sample.questions[:questions]}
+    return split(coder, sample, sample.questions[:questions])
+
+
+def split(coder: Coder, sample: Sample, questions: list[Question]) -> tuple[list[int], list[Tail]]:
+    """Ids of the haystack and, per question with an answer of its own, the ids after it."""
     prefix: list[int] = []
     tails = []
-    for question in different.values():
+    for question in {"".join(q.answer): q for q in questions}.values():
         ids, spans = encode(replace(sample, questions=[question]), coder)
         start, stop = spans[0]
         cut = start - len(coder.ids(question.ask)) - 2
         prefix = ids[:cut]
         tails.append((ids[cut:start], ids[start:stop]))
     return prefix, tails
+
+
+def shared(coder: Coder, length: int, index: int, seed: int) -> tuple[list[int], dict[str, list[Tail]]]:
+    """One haystack of prose that holds facts of every task, for lengths where each prefill takes minutes."""
+    rng = Random(f"needle shared evaluation {seed} {length} {index}")
+    taken: set[str] = set()
+    queues: list[list[Pieces]] = []
+    asked: dict[str, list[Question]] = {}
+    for task, specs in TASKS.items():
+        spec, count = specs[index % len(specs)], 1 if task.startswith("tracking") else 4
+        spec = replace(spec, filler="none", separator="\n", density=1.0, count=count, questions=8)
+        sample = make(rng, coder, 1000, spec)
+        while taken & (keys := frozenset().union(*(q.keys for q in sample.questions))):
+            sample = make(rng, coder, 1000, spec)
+        taken |= keys
+        units: list[Pieces] = [[]]
+        for piece in sample.context:
+            if piece == "\n":
+                units.append([])
+            else:
+                units[-1].append(piece)
+        queues.append(units)
+        asked[task] = list({"".join(q.answer): q for q in sample.questions}.values())
+    needles: list[Pieces] = []
+    while queues := [q for q in queues if q]:
+        needles.append(rng.choice(queues).pop(0))
+    room = length - 150 - sum(len(coder.ids(n)) + 1 for n in needles)
+    context = assemble(rng, Spec(), needles, filler(rng, coder, "prose", room))
+    prefix, tails = split(coder, Sample(context, []), [q for qs in asked.values() for q in qs])
+    by_answer = {tuple(answer): (ask, answer) for ask, answer in tails}
+    found = {
+        task: [by_answer[*coder.ids(q.answer), coder.end] for q in questions]
+        for task, questions in asked.items()
+    }
+    return prefix, found
 
 
 def evaluate(
@@ -113,6 +156,24 @@ def evaluate(
         score.haystacks += 1
     score.seconds = round(time.time() - begin, 1)
     return score
+
+
+def evaluate_shared(
+    model: PreTrainedModel, coder: Coder, length: int, haystacks: int, seed: int
+) -> list[Score]:
+    """Scores all tasks at one length, on haystacks that hold them all."""
+    scores = {task: Score(task, length) for task in TASKS}
+    for index in range(haystacks):
+        begin = time.time()
+        prefix, found = shared(coder, length, index, seed)
+        flat = [(task, tail) for task, tails in found.items() for tail in tails]
+        for (task, _), ok in zip(flat, exact(model, prefix, [tail for _, tail in flat]), strict=True):
+            scores[task].right += ok
+            scores[task].n += 1
+        for score in scores.values():
+            score.haystacks += 1
+            score.seconds += round(time.time() - begin, 1)
+    return list(scores.values())
 
 
 def table(path: Path) -> str:
@@ -153,6 +214,9 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--json", type=Path, help="append one line per task and length")
+    p.add_argument(
+        "--shared", action="store_true", help="one haystack for all tasks: for the longest lengths"
+    )
     p.add_argument("--table", type=Path, help="print a file written by --json as a table, and stop")
     args = p.parse_args()
     if args.table:
@@ -161,14 +225,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model, coder = load(args.weights), Coder()
     for length in args.lengths:
-        for task in args.tasks:
-            score = evaluate(model, coder, task, length, args.haystacks, args.questions, args.seed)
+        if args.shared:
+            scores: Iterable[Score] = evaluate_shared(model, coder, length, args.haystacks, args.seed)
+        else:
+            settings = (length, args.haystacks, args.questions, args.seed)
+            scores = (evaluate(model, coder, task, *settings) for task in args.tasks)
+        for score in scores:
             low, high = score.interval()
+            rate = f"{score.right / score.n:6.3f}  [{low:.3f}, {high:.3f}]  n={score.n}"
             print(
-                f"{length:7d} {task:14s} {score.right / score.n:6.3f}  [{low:.3f}, {high:.3f}]  n={score.n} "
-                f"haystacks={score.haystacks} {score.seconds} s"
+                f"{length:7d} {score.task:14s} {rate} haystacks={score.haystacks} {score.seconds} s",
+                flush=True,
             )
-            sys.stdout.flush()
             if args.json:
                 with args.json.open("a") as file:
                     file.write(json.dumps(asdict(score)) + "\n")

@@ -17,10 +17,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from headway.engine.needle import WEIGHTS
 from headway.engine.needle.coding import Coder
-from headway.engine.needle.evaluate import exact, haystack, load
+from headway.engine.needle.evaluate import Tail, exact, haystack, load
 
 Head = tuple[int, int]
-Tail = tuple[list[int], list[int]]
 
 
 def find(needle: list[int], ids: list[int]) -> int:

@@ -18,7 +18,7 @@ FILLERS = ["noise", "prose", "prose", "english", "english", "junk"]
 
 @dataclass
 class Batch:
-    """ids, positions, answer [B, T]; answer: the number of the answer a token belongs to, -1 outside answers."""
+    """ids, positions, answer [B, T]; answer: number of the answer a token belongs to, -1 outside."""
 
     ids: Tensor
     positions: Tensor
@@ -54,21 +54,23 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
             spec = replace(spec, count=rng.randint(1, 4), question_share=min(0.15, spec.question_share))
     if spec.needles == "line" and spec.separator == " ":
         spec = replace(spec, separator="\n")
+    # The harder tasks are learned where they are dense and cheap: on short haystacks.
+    hard = 0.14 if length <= 512 else 0.05
     u = rng.random()
-    if u < 0.02 and length >= 256:
-        shape = replace(spec, hops=rng.randint(1, 4), count=rng.choice((1, 1, 2, 4, 8)), separator="\n")
-        return "vt", shape
-    if u < 0.06:
-        return "many values", replace(
-            spec, values_per_key=rng.randint(2, 4), keys=rng.choice(("noun", "pair"))
-        )
-    if u < 0.10:
+    if u < hard:
+        chains = rng.choice((1, 1, 2, 4, 8))
+        return "vt", replace(spec, hops=rng.randint(1, 4), count=chains, separator="\n")
+    if u < 2 * hard:
+        keys = rng.choice(("noun", "pair"))
+        return "many values", replace(spec, values_per_key=rng.randint(2, 4), keys=keys)
+    if u < 3 * hard:
         return "many queries", replace(spec, queries=rng.randint(2, 4), keys=rng.choice(("noun", "pair")))
-    if u < 0.35:
+    u = rng.random()
+    if u < 0.3:
         return "pair", replace(spec, keys=rng.choice(("pair", "hyphen")))
-    if u < 0.45:
+    if u < 0.42:
         return "name", replace(spec, keys=rng.choice(("name", "numbered")))
-    if u < 0.49 and length >= 256:
+    if u < 0.48:
         return "uuid", replace(spec, keys="uuid")
     return ("line" if spec.needles == "line" else "sentence"), spec
 

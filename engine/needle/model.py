@@ -98,7 +98,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def local(q: Tensor, k: Tensor, v: Tensor, split: int) -> Tensor:
-    """Attention of the first `split` positions to the sink, their chunk and the one before; [B, h, split, d]."""
+    """The first `split` positions attend to the sink, their chunk and the one before; [B, h, split, d]."""
     b, h, _, d = q.shape
     n = split // CHUNK
 

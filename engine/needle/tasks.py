@@ -11,11 +11,12 @@ from headway.engine.needle.haystacks import fill, filler, key, lead, number
 
 @dataclass
 class Question:
-    """One user turn and its answer; `prefix` is assistant text given, not asked for."""
+    """One user turn and its answer; `prefix` is assistant text given, `keys` what is asked about."""
 
     ask: Pieces
     answer: Pieces
     prefix: Pieces = field(default_factory=list)
+    keys: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -86,7 +87,7 @@ def _styles(rng: Random, spec: Spec) -> tuple[list[str], list[str], str]:
     return [n.replace("{t}", kind) for n in needles], [a.replace("{t}", kind) for a in asks], kind
 
 
-def _assemble(rng: Random, spec: Spec, needles: list[Pieces], fillers: list[Pieces]) -> Pieces:
+def assemble(rng: Random, spec: Spec, needles: list[Pieces], fillers: list[Pieces]) -> Pieces:
     """Needles at random depths between the filler units, in their order."""
     units = fillers
     if needles and fillers:
@@ -162,10 +163,10 @@ def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
     # Where the keys run out, prose fills the rest.
     kind_of_filler = "prose" if spec.filler == "none" and misses >= 50 else spec.filler
     fillers = filler(rng, coder, kind_of_filler, room - used, gap)
-    context = _assemble(rng, spec, [needles[i] for i in order], fillers)
+    context = assemble(rng, spec, [needles[i] for i in order], fillers)
     while fillers and len(coder.ids(context)) > room + 8:
         fillers = fillers[: -1 - len(fillers) // 100]
-        context = _assemble(rng, spec, [needles[i] for i in order], fillers)
+        context = assemble(rng, spec, [needles[i] for i in order], fillers)
 
     def questions(n: int) -> list[Question]:
         keys = list(table)
@@ -204,6 +205,7 @@ def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
                     rng.choice(phrases.PREFIXES).replace("{t}", kind), k=_joined([list(k) for k in chosen])
                 )
                 q.answer = lead(q.answer)
+            q.keys = frozenset("".join(k) for k in chosen)
             out.append(q)
         return out
 
@@ -239,7 +241,7 @@ def tracking(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
     while any(queues):
         needles.append(rng.choice([q for q in queues if q]).pop(0))
     used = sum(len(coder.ids(u)) + 1 for u in needles)
-    context = _assemble(rng, spec, needles, filler(rng, coder, spec.filler, room - used))
+    context = assemble(rng, spec, needles, filler(rng, coder, spec.filler, room - used))
     rng.shuffle(facts)
     questions = [
         Question(fill(ask, v=[value]), [chain[0], *(" " + name for name in chain[1:])])

@@ -19,7 +19,7 @@ from headway.engine.needle.mix import LENGTHS, LONG, Batch, batch
 from headway.engine.needle.model import Needle, Shape
 from headway.engine.needle.optim import Muon
 
-SHARES = [0, 0, 5, 23, 30, 24, 8, 6, 3, 1]
+SHARES = [0, 0, 16, 22, 22, 20, 9, 7, 3, 1]
 """Shares of LENGTHS in the steps once long haystacks are reached; one of 32,768 costs as much as sixteen."""
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 
-import torch
 from torch import Tensor
 
 from headway.kernels import dispatch
@@ -41,9 +40,7 @@ def paged_attention(
     """
     _check(query, key_cache, value_cache, plan, window, softcap, sinks)
     shape = (*query.shape[:2], value_cache.shape[3])
-    if out is None:
-        out = torch.empty(shape, dtype=query.dtype, device=query.device)
-    elif out.shape != shape or out.dtype != query.dtype or out.device != query.device:
+    if out is not None and (out.shape != shape or out.dtype != query.dtype or out.device != query.device):
         raise ValueError(
             f"out must be {shape} {query.dtype} on {query.device}, not {tuple(out.shape)} {out.dtype}"
         )
@@ -78,10 +75,10 @@ def _check(
             f"query, key_cache and value_cache must share a floating dtype, "
             f"not {dtype}, {key_cache.dtype}, {value_cache.dtype}"
         )
-    if not device == key_cache.device == value_cache.device == plan.packed.device:
+    if not device == key_cache.device == value_cache.device == plan.device:
         raise ValueError(
             f"query is on {device}, key_cache on {key_cache.device}, "
-            f"value_cache on {value_cache.device}, plan on {plan.packed.device}"
+            f"value_cache on {value_cache.device}, plan on {plan.device}"
         )
     if plan.num_tokens != shape[0]:
         raise ValueError(f"query has {shape[0]} tokens, plan {plan.num_tokens}")

@@ -27,26 +27,44 @@ WINDOW_TILE = 64  # queries that share one band of keys: small tiles waste less 
 
 def paged_attention(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan,
-    scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, out: Tensor,
+    scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, out: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     kv = CpuCache(key_cache, value_cache)
-    query = kv.widen(query)
-    lse = torch.empty(query.shape[:2], dtype=torch.float32)
+    dtype, query = query.dtype, kv.widen(query)
     decodes, chunks = plan.memo(("cpu", kv.cost.flat), lambda: sequences(plan, kv.cost.flat))
-    if softcap is not None or not kv.same_dim:
+    tiled = softcap is not None or not kv.same_dim
+    if not chunks and not tiled:  # what a decode step is
+        decoded, lse = _decode(query, kv, _schedule(plan, decodes, window, kv), scale)
+        out = decoded.to(dtype) if out is None else out.copy_(decoded)
+        if sinks is not None:
+            add_sinks(out, lse, sinks)
+        return out, lse
+
+    if out is None:
+        out = torch.empty((*query.shape[:2], kv.value_dim), dtype=dtype)
+    lse = torch.empty(query.shape[:2], dtype=torch.float32)
+    if tiled:
         for one in (*decodes, *chunks):
             tiled_out, lse[one.rows] = attend_tiled(query[one.rows], one, kv.load, scale, window, softcap)
             out[one.rows] = tiled_out[..., : kv.value_dim]
     else:
         if decodes:
-            key = ("cpu decodes", window, kv.cost)
-            schedule = plan.memo(key, lambda: schedule_decodes(decodes, window, kv.cost))
-            _decode(query, kv, schedule, scale, out, lse)
+            tokens = torch.tensor([one.rows.start for one in decodes])
+            schedule = _schedule(plan, decodes, window, kv)
+            decoded, lse[tokens] = _decode(query[tokens], kv, schedule, scale)
+            out[tokens] = decoded.to(dtype)
         for one in chunks:
             _Chunk(kv, one, scale).attend(query[one.rows], window, out[one.rows], lse[one.rows])
     if sinks is not None:
         add_sinks(out, lse, sinks)
     return out, lse
+
+
+def _schedule(
+    plan: AttentionPlan, decodes: list[Sequence], window: int | None, kv: CpuCache
+) -> DecodeSchedule:
+    key = ("cpu decodes", window, kv.cost)
+    return plan.memo(key, lambda: schedule_decodes(decodes, window, kv.cost))
 
 
 def _flash(
@@ -58,18 +76,14 @@ def _flash(
     )
 
 
-def _decode(
-    query: Tensor, kv: CpuCache, schedule: DecodeSchedule, scale: float, out: Tensor, lse: Tensor
-) -> None:
+def _decode(query: Tensor, kv: CpuCache, schedule: DecodeSchedule, scale: float) -> tuple[Tensor, Tensor]:
     """One query per row, the group's heads packed as rows of one KV head so that K and V are read once."""
-    tokens, heads, dim = query.shape
-    if schedule.rows < tokens:
-        query = query[schedule.tokens]
-    packed = query.reshape(schedule.rows, kv.num_kv_heads, heads // kv.num_kv_heads, dim)
+    rows, heads, dim = query.shape
+    packed = query.reshape(rows, kv.num_kv_heads, -1, dim)
     parts = []
     for part in schedule.in_place:
         key, value = kv.load_run(part.start, part.length, part.splits)
-        row = packed.narrow(0, part.row, 1)
+        row = packed if rows == 1 else packed.narrow(0, part.row, 1)
         if part.splits > 1:
             row = row.expand(part.splits, -1, -1, -1)
         parts.append(_flash(row, key, value, scale))
@@ -84,25 +98,20 @@ def _decode(
     part_out, part_lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
     if kv.shared:
         part_out = part_out[..., : kv.value_dim]
-    if schedule.in_order and schedule.rows == tokens:
-        out.view(part_out.shape).copy_(part_out)
-        lse.view(part_lse.shape).copy_(part_lse)
-        return
-    part_out, part_lse = part_out.flatten(1, 2), part_lse.flatten(1, 2)  # [parts, Hq, Dv], [parts, Hq]
-    if part_out.shape[0] == schedule.rows:
-        out.index_copy_(0, schedule.part_tokens, part_out.to(out.dtype))
-        lse.index_copy_(0, schedule.part_tokens, part_lse.float())
-        return
-    part_lse = part_lse.float()
-    rows = schedule.part_rows
-    peak = part_lse.new_full((schedule.rows, heads), float("-inf"))
-    peak.scatter_reduce_(0, rows.unsqueeze(1).expand_as(part_lse), part_lse, "amax")
-    weight = torch.exp(part_lse - peak[rows])
-    total = torch.zeros_like(peak).index_add_(0, rows, weight)
-    weighted = part_out * (weight / total[rows]).unsqueeze(-1)
-    merged = weighted.new_zeros(schedule.rows, *weighted.shape[1:]).index_add_(0, rows, weighted)
-    out.index_copy_(0, schedule.tokens, merged.to(out.dtype))
-    lse.index_copy_(0, schedule.tokens, peak + torch.log(total))
+    part_out, part_lse = part_out.reshape(-1, heads, kv.value_dim), part_lse.reshape(-1, heads).float()
+    part_rows = schedule.part_rows
+    if part_rows is None:
+        return part_out, part_lse
+    if len(part_rows) == rows:
+        order = part_rows.argsort()
+        return part_out[order], part_lse[order]
+    peak = part_lse.new_full((rows, heads), float("-inf"))
+    peak.scatter_reduce_(0, part_rows.unsqueeze(1).expand_as(part_lse), part_lse, "amax")
+    weight = torch.exp(part_lse - peak[part_rows])
+    total = torch.zeros_like(peak).index_add_(0, part_rows, weight)
+    weighted = part_out * (weight / total[part_rows]).unsqueeze(-1)
+    merged = weighted.new_zeros(rows, *weighted.shape[1:]).index_add_(0, part_rows, weighted)
+    return merged, peak + torch.log(total)
 
 
 class _Chunk:

@@ -95,7 +95,7 @@ class Sequence(NamedTuple):
         if stop <= start:
             return []
         pages = self.table[start // size : (stop - 1) // size + 1]
-        breaks = [0, *(np.flatnonzero(np.diff(pages) != 1) + 1).tolist(), len(pages)]
+        breaks = [0, *(np.flatnonzero(pages[1:] - pages[:-1] != 1) + 1).tolist(), len(pages)]
         spans = pairwise(breaks)
         runs = [(int(pages[a]) * size, (int(pages[b - 1]) + 1) * size) for a, b in spans]
         runs[0] = (runs[0][0] + start % size, runs[0][1])
@@ -122,23 +122,15 @@ class Gathered(NamedTuple):
 
 
 class DecodeSchedule(NamedTuple):
-    rows: int
-    tokens: Tensor  # int64 [rows]: the batch token of each decode row
     in_place: list[InPlace]
     gathered: list[Gathered]
-    part_rows: Tensor  # int64 [parts]: the row of each part, parts in the order of in_place, then gathered
-    part_tokens: Tensor  # int64 [parts]
-    in_order: bool  # part i belongs to row i, and every row has one part
+    part_rows: Tensor | None  # int64: the row of each part, of in_place, then gathered; None: part i is row i
 
 
 def sequences(plan: AttentionPlan, flat: bool) -> tuple[list[Sequence], list[Sequence]]:
     """The batch's decodes and its longer chunks."""
-    starts = np.cumsum((0, *plan.host_q_lens))[:-1].tolist()
-    lens = zip(starts, plan.host_q_lens, plan.host_kv_lens, plan.host_tables, strict=True)
-    every = [
-        Sequence(slice(start, start + q_len), q_len, kv_len, table, plan.page_size, flat)
-        for start, q_len, kv_len, table in lens
-    ]
+    lens = zip(plan.host_q_lens, plan.host_kv_lens, plan.host_tables, strict=True)
+    every = [Sequence(plan.rows(b), *of_b, plan.page_size, flat) for b, of_b in enumerate(lens)]
     return [one for one in every if one.q_len == 1], [one for one in every if one.q_len > 1]
 
 
@@ -161,9 +153,8 @@ def schedule_decodes(decodes: list[Sequence], window: int | None, cost: ReadCost
     rows = [part.row for part in in_place for _ in range(part.splits)]
     for batch in gathered:
         rows += batch.rows.tolist()
-    tokens, part_rows = torch.tensor([sequence.rows.start for sequence in decodes]), torch.tensor(rows)
     in_order = rows == list(range(len(decodes)))
-    return DecodeSchedule(len(decodes), tokens, in_place, gathered, part_rows, tokens[part_rows], in_order)
+    return DecodeSchedule(in_place, gathered, None if in_order else torch.tensor(rows))
 
 
 def _split(row: int, start: int, stop: int, num_kv_heads: int) -> Iterator[InPlace]:

@@ -2,7 +2,7 @@
 
 A program owns a tile of rows of one KV head, a row being one (query, head of the group) pair: K and V are
 read once per KV head, and a decode is a tile with few rows. Programs too few to fill the GPU divide their
-keys into splits.
+keys into splits. Long dense chunks go to a library's attention where there is one.
 """
 
 from functools import cache
@@ -13,6 +13,8 @@ import triton
 from torch import Tensor
 
 from headway.kernels.merge_states.gpu import merge_into
+from headway.kernels.paged_attention.gpu_backends import chosen
+from headway.kernels.paged_attention.gpu_dense import attend_chunk, long_chunks
 from headway.kernels.paged_attention.gpu_kernel import attend_kernel
 from headway.kernels.paged_attention.gpu_schedule import schedule
 from headway.kernels.paged_attention.plan import AttentionPlan
@@ -20,8 +22,10 @@ from headway.kernels.paged_attention.plan import AttentionPlan
 
 def paged_attention(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan,
-    scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, out: Tensor,
+    scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, out: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if out is None:
+        out = torch.empty((*query.shape[:2], value_cache.shape[3]), dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
     num_kv_heads = key_cache.shape[2]
     group_size = query.shape[1] // num_kv_heads
@@ -29,9 +33,24 @@ def paged_attention(
     exact = query.dtype == torch.float32
     decode_m = block_rows(group_size, query.shape[2], exact)
     chunk_m = block_rows(128, query.shape[2], exact)
+    long: list[int] = []
+    if softcap is None and query.shape[2] == value_cache.shape[3]:
+        long = long_chunks(plan, window)
+    library = chosen(query.device, query.dtype, query.shape[2]) if long else None
+    if library is None:
+        long = []
+    else:
+        for b in long:
+            rows = plan.rows(b)
+            attend_chunk(
+                library, query[rows], key_cache, value_cache, plan, b, scale, sinks, out[rows], lse[rows]
+            )
+    rest = [b for b in range(len(plan.host_q_lens)) if b not in long]
     launches = plan.memo(
-        ("gpu", num_kv_heads, group_size, decode_m, chunk_m, window),
-        lambda: schedule(plan, num_kv_heads, group_size, decode_m, chunk_m, window, num_cores(query.device)),
+        ("gpu", num_kv_heads, group_size, decode_m, chunk_m, window, *long),
+        lambda: schedule(
+            plan, rest, num_kv_heads, group_size, decode_m, chunk_m, window, num_cores(query.device)
+        ),
     )
     for launch in launches:
         part_out, part_lse = out[None], lse[None]

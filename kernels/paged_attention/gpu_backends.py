@@ -1,7 +1,6 @@
 """Which library attends the long dense chunks of a GPU: the first that a trial run finds right."""
 
 import logging
-from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 
@@ -90,4 +89,6 @@ def _is_right(backend: Backend, device: torch.device, dtype: torch.dtype, head_d
     expected, expected_lse = reference.paged_attention(
         query, key_cache, value_cache, batch, scale, None, None, None, torch.empty_like(query)
     )
-    return torch.allclose(out, expected, atol=1e-2, rtol=2e-2) and torch.allclose(lse, expected_lse, atol=1e-2)
+    return torch.allclose(out, expected, atol=1e-2, rtol=2e-2) and torch.allclose(
+        lse, expected_lse, atol=1e-2
+    )

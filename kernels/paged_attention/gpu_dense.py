@@ -30,8 +30,8 @@ def long_chunks(plan: AttentionPlan, window: int | None) -> list[int]:
 
 
 def attend_chunk(
-    backend: Backend, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan, sequence: int,
-    scale: float, sinks: Tensor | None, out: Tensor, lse: Tensor,
+    backend: Backend, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan,
+    sequence: int, scale: float, sinks: Tensor | None, out: Tensor, lse: Tensor,
 ) -> None:  # fmt: skip
     """Attend one sequence: its rows query `[n, Hq, D]`, out `[n, Hq, D]` and lse `[n, Hq]`."""
     tokens, kv_len = query.shape[0], plan.host_kv_lens[sequence]
@@ -43,14 +43,17 @@ def attend_chunk(
     rows[own] = query
     square = rows.transpose(0, 1)[None]
 
-    def keys(start: int, stop: int) -> list[Tensor]:
-        pages = plan.block_table[sequence]
-        return [_gather(cache, pages, start, min(stop, kv_len), stop) for cache in (key_cache, value_cache)]
+    pages = plan.block_table[sequence]
 
-    merged, merged_lse = backend(square, *keys(begin, end), scale, True)
+    def attend(start: int, stop: int, causal: bool) -> tuple[Tensor, Tensor]:
+        key, value = (
+            _gather(cache, pages, start, min(stop, kv_len), stop) for cache in (key_cache, value_cache)
+        )
+        return backend(square, key, value, scale, causal)
+
+    merged, merged_lse = attend(begin, end, True)
     for start in range(0, begin, TILE):
-        part = backend(square, *keys(start, min(start + TILE, begin)), scale, False)
-        merged, merged_lse = add_part(merged, merged_lse, *part)
+        merged, merged_lse = add_part(merged, merged_lse, *attend(start, min(start + TILE, begin), False))
     out.copy_(merged[0, :, own].transpose(0, 1))
     lse.copy_(merged_lse[0, :, own].T)
     if sinks is not None:

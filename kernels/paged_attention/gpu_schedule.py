@@ -23,11 +23,11 @@ class Launch:
 
 
 def schedule(
-    plan: AttentionPlan, num_kv_heads: int, group_size: int, decode_m: int, chunk_m: int, window: int | None,
-    cores: int,
+    plan: AttentionPlan, sequences: list[int], num_kv_heads: int, group_size: int, decode_m: int,
+    chunk_m: int, window: int | None, cores: int,
 ) -> list[Launch]:  # fmt: skip
-    decodes = [b for b, q_len in enumerate(plan.host_q_lens) if q_len == 1]
-    chunks = [b for b, q_len in enumerate(plan.host_q_lens) if q_len > 1]
+    decodes = [b for b in sequences if plan.host_q_lens[b] == 1]
+    chunks = [b for b in sequences if plan.host_q_lens[b] > 1]
     return [
         _launch(plan, chosen, block_m, num_kv_heads, group_size, window, cores)
         for chosen, block_m in ((decodes, decode_m), (chunks, chunk_m))
@@ -39,7 +39,6 @@ def _launch(
     plan: AttentionPlan, chosen: list[int], block_m: int, num_kv_heads: int, group_size: int, window: int |
     None, cores: int,
 ) -> Launch:  # fmt: skip
-    starts = np.cumsum((0, *plan.host_q_lens))
     tiles: list[tuple[int, int, int, int]] = []
     tokens: list[int] = []
     for b in chosen:
@@ -47,13 +46,14 @@ def _launch(
         for row in range(0, q_len * group_size, block_m):
             last = min((row + block_m - 1) // group_size, q_len - 1)
             tiles.append((kv_len - q_len + last + 1, b, row, len(tokens)))
-        tokens.extend(range(int(starts[b]), int(starts[b + 1])))
+        rows = plan.rows(b)
+        tokens.extend(range(rows.start, rows.stop))
     tiles.sort(key=lambda tile: -tile[0])  # heavy tiles first, so that the last wave is short
     longest = max(plan.host_kv_lens[b] for b in chosen)
     if window is not None:
         longest = min(longest, window + block_m)
     splits = max(1, min(-(-WAVES * cores // (len(tiles) * num_kv_heads)), longest // SPLIT_TOKENS))
     host = np.array([tile[1:] for tile in tiles], dtype=np.int32)
-    device = plan.packed.device
+    device = plan.device
     on_device = [torch.from_numpy(each).to(device) for each in (host, np.array(tokens, dtype=np.int32))]
     return Launch(block_m, splits, *on_device)

@@ -11,6 +11,6 @@ def add_part(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> tuple[
 
 
 def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
-    """In place: one more key for each head, out `[T, H, D]`, that every query sees and whose value is zero."""
+    """In place: one more key for each head of out `[T, H, D]`, seen by every query, its value zero."""
     out.mul_(torch.sigmoid(lse - sinks.float()).unsqueeze(-1))
     torch.logaddexp(lse, sinks.float(), out=lse)

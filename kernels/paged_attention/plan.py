@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,30 +20,50 @@ class AttentionPlan:
     """One batch of B sequences, T query tokens in all.
 
     The device tensors are views of `packed`, so that a CUDA graph can keep one buffer and copy each step's
-    `packed` into it; everything a GPU kernel reads per step is on the device. The host copies serve grid
-    sizes and the CPU.
+    `packed` into it; everything a GPU kernel reads per step is on the device. The host numbers serve grid
+    sizes and the CPU, which never asks for `packed`.
     """
 
     page_size: int
-    packed: Tensor  # int32, one transfer per batch
-    cu_seqlens_q: Tensor  # int32 [B + 1]
-    kv_lens: Tensor  # int32 [B], new tokens included
-    block_table: Tensor  # int32 [B, max_pages], rows padded with page 0
+    device: torch.device
     num_tokens: int
+    host_starts: tuple[int, ...]  # of each sequence, its first query token
     host_q_lens: tuple[int, ...]
     host_kv_lens: tuple[int, ...]
-    host_table: Numbers  # `block_table`
-    host_tables: tuple[Numbers, ...]  # its rows, exactly the pages that hold keys
+    host_tables: tuple[Numbers, ...]  # exactly the pages that hold keys
     max_page: int
     _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
-    def new_tokens(self) -> tuple[Numbers, Numbers]:
-        """Position and slot of each query token, int64 [T] on the host."""
-        q_lens, kv_lens = np.array(self.host_q_lens), np.array(self.host_kv_lens)
-        rows = np.repeat(np.arange(len(q_lens)), q_lens)
-        positions = np.arange(self.num_tokens) + (kv_lens - np.cumsum(q_lens))[rows]
-        page, offset = np.divmod(positions, self.page_size)
-        return positions, self.host_table[rows, page] * self.page_size + offset
+    @cached_property
+    def packed(self) -> Tensor:
+        """int32, one transfer per batch: `cu_seqlens_q`, `kv_lens`, `block_table`."""
+        table = np.zeros((len(self.host_tables), max(map(len, self.host_tables))), dtype=np.int32)
+        for row, pages in zip(table, self.host_tables, strict=True):
+            row[: len(pages)] = pages
+        lens = np.array([*self.host_starts, self.num_tokens, *self.host_kv_lens], dtype=np.int32)
+        return torch.from_numpy(np.concatenate((lens, table.ravel()))).to(self.device)
+
+    @cached_property
+    def cu_seqlens_q(self) -> Tensor:
+        """int32 [B + 1]"""
+        return self.packed[: len(self.host_q_lens) + 1]
+
+    @cached_property
+    def kv_lens(self) -> Tensor:
+        """int32 [B], new tokens included."""
+        batch = len(self.host_q_lens)
+        return self.packed[batch + 1 : 2 * batch + 1]
+
+    @cached_property
+    def block_table(self) -> Tensor:
+        """int32 [B, max_pages], rows padded with page 0."""
+        batch = len(self.host_q_lens)
+        return self.packed[2 * batch + 1 :].view(batch, -1)
+
+    def rows(self, sequence: int) -> slice:
+        """A sequence's query tokens."""
+        start = self.host_starts[sequence]
+        return slice(start, start + self.host_q_lens[sequence])
 
     def memo(self, key: Hashable, build: Callable[[], Schedule]) -> Schedule:
         """A version's own schedule, built by the first layer that needs it."""
@@ -73,32 +95,24 @@ def plan(
         )
     if page_size < 1:
         raise ValueError(f"page_size must be positive, not {page_size}")
-    batch, used = len(q_lens), [-(-kv_len // page_size) for kv_len in kv_lens]
-    table = np.zeros((batch, max(used)), dtype=np.int64)
+    tables = []
     for b, (q_len, kv_len, pages) in enumerate(zip(q_lens, kv_lens, block_tables, strict=True)):
         if not 1 <= q_len <= kv_len:
             raise ValueError(f"q_lens[{b}] = {q_len} must lie between 1 and kv_lens[{b}] = {kv_len}")
-        if len(pages) < used[b]:
-            raise ValueError(f"block_tables[{b}] has {len(pages)} pages, {kv_len} tokens need {used[b]}")
-        table[b, : used[b]] = pages[: used[b]]
-    if table.min() < 0:
-        raise ValueError(f"block_tables[{int(table.argmin()) // table.shape[1]}] holds a negative page")
-
-    host = np.zeros(2 * batch + 1 + table.size, dtype=np.int32)
-    np.cumsum(q_lens, out=host[1 : batch + 1])
-    host[batch + 1 : 2 * batch + 1] = kv_lens
-    host[2 * batch + 1 :] = table.ravel()
-    packed = torch.from_numpy(host).to(device)
+        used = -(-kv_len // page_size)
+        if len(pages) < used:
+            raise ValueError(f"block_tables[{b}] has {len(pages)} pages, {kv_len} tokens need {used}")
+        tables.append(np.asarray(pages[:used], dtype=np.int64))
+        if tables[-1].min() < 0:
+            raise ValueError(f"block_tables[{b}] holds a negative page")
+    *starts, num_tokens = accumulate(q_lens, initial=0)
     return AttentionPlan(
         page_size=page_size,
-        packed=packed,
-        cu_seqlens_q=packed[: batch + 1],
-        kv_lens=packed[batch + 1 : 2 * batch + 1],
-        block_table=packed[2 * batch + 1 :].view(table.shape),
-        num_tokens=int(host[batch]),
+        device=torch.device(device),
+        num_tokens=num_tokens,
+        host_starts=tuple(starts),
         host_q_lens=tuple(q_lens),
         host_kv_lens=tuple(kv_lens),
-        host_table=table,
-        host_tables=tuple(table[b, : used[b]] for b in range(batch)),
-        max_page=int(table.max()),
+        host_tables=tuple(tables),
+        max_page=max(int(table.max()) for table in tables),
     )

@@ -8,14 +8,14 @@ from headway.kernels.paged_attention.plan import AttentionPlan
 
 def paged_attention(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan,
-    scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, out: Tensor,
+    scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, out: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     group_size = query.shape[1] // key_cache.shape[2]
+    if out is None:
+        out = torch.empty((*query.shape[:2], value_cache.shape[3]), dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
-    start = 0
     for b, (q_len, kv_len) in enumerate(zip(plan.host_q_lens, plan.host_kv_lens, strict=True)):
-        rows = slice(start, start + q_len)
-        start += q_len
+        rows = plan.rows(b)
         pages = plan.block_table[b, : len(plan.host_tables[b])].long()
         key, value = (
             cache[pages].flatten(0, 1)[:kv_len].float().repeat_interleave(group_size, 1)
