@@ -15,12 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoModelForCausalLM,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from benchmarks.workloads import Case
 from headway.engine.config import EngineConfig, parse
 from headway.engine.in_process_client import InProcessClient
 from headway.engine.messages import SamplingParams, Submit, Tokens
+
+CB_PAGE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +103,25 @@ def generate(folder: Path) -> Run:
 
 
 def continuous(folder: Path) -> Run:
-    """transformers' continuous batching (`generate_batch`) with paged SDPA."""
+    """transformers' continuous batching (`generate_batch`) with paged SDPA.
+
+    Its cache is sized to the case: left to itself it takes, and clears, most of the machine's memory.
+    """
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="paged|sdpa"
     ).eval()
 
     def run(prompts: Prompts, answer: int) -> Timing:
         config = GenerationConfig(max_new_tokens=answer, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        blocks = sum(-(-(len(prompt) + answer) // CB_PAGE) + 1 for prompt in prompts)
+        paging = ContinuousBatchingConfig(page_size=CB_PAGE, num_blocks=blocks, max_batch_tokens=2048)
         origin = time.perf_counter()
         outputs = model.generate_batch(
-            prompts, generation_config=config, record_timestamps=True, warmup=False
+            prompts,
+            generation_config=config,
+            continuous_batching_config=paging,
+            record_timestamps=True,
+            warmup=False,
         )
         seconds = time.perf_counter() - origin
         answers = list(outputs.values())

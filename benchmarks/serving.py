@@ -1,6 +1,6 @@
 """Headway against transformers' `generate()` and its continuous batching, on the same weights, in one run.
 
-    python -m benchmarks.serving [--quick] [--json FILE] [--rounds N]
+    python -m benchmarks.serving [--quick] [--json FILE] [--rounds N] [--skip WORD]
 
 Each peer runs in a process of its own, one after the other, float32, greedy, all cores; with several rounds
 the peers alternate and the best of each counts. Ratios are speed-ups (above 1: Headway is faster); memory is
@@ -103,9 +103,10 @@ def main(
     quick: Annotated[bool, typer.Option(help="Small cases only; ends within 50 s on two cores.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write rows and machine here.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Alternate the peers this often; the best counts.")] = 1,
+    skip: Annotated[list[str] | None, typer.Option(help="Leave out the cases whose name holds this.")] = None,
 ) -> None:
     """Measure and print the table."""
-    cases = QUICK if quick else FULL
+    cases = [case for case in (QUICK if quick else FULL) if not any(word in case.name for word in skip or [])]
     console = Console()
     by_model: dict[str, list[Case]] = defaultdict(list)
     for case in cases:

@@ -53,6 +53,7 @@ FULL = [
     Case("llama-0.2b, 1 short", "llama-0.2b", 1, *SHORT),
     Case("llama-0.2b, 16 short", "llama-0.2b", 16, *SHORT),
     Case("llama-0.2b, 1 long", "llama-0.2b", 1, *LONG),
+    Case("llama-0.2b, 16 long", "llama-0.2b", 16, *LONG),
 ]
 QUICK = [
     Case("needle, 1 short", "needle", 1, 256, 64),

@@ -16,18 +16,18 @@ class Coder:
 
     def __init__(self, path: str = str(WEIGHTS / "tokenizer.json")) -> None:
         self.tokenizer: Tokenizer = Tokenizer.from_file(path)
-        self.numbers = {
-            f"{n:0{w}}": self.tokenizer.token_to_id(f"{n:0{w}}") for w in (1, 2, 3) for n in range(10**w)
-        }
-        self.end = self.special("<|end|>")
-        self.user = self.special("<|user|>")
-        self.assistant = self.special("<|assistant|>")
-        self.system = self.special("<|system|>")
+        self.numbers = {f"{n:0{w}}": self.token(f"{n:0{w}}") for w in (1, 2, 3) for n in range(10**w)}
+        self.end = self.token("<|end|>")
+        self.user = self.token("<|user|>")
+        self.assistant = self.token("<|assistant|>")
+        self.system = self.token("<|system|>")
         self._cached = lru_cache(maxsize=200_000)(self._encode)
 
-    def special(self, token: str) -> int:
-        """Id of a special token."""
-        return int(self.tokenizer.token_to_id(token))
+    def token(self, token: str) -> int:
+        """Id of a token that must exist."""
+        found = self.tokenizer.token_to_id(token)
+        assert found is not None, token
+        return found
 
     def _encode(self, piece: str) -> list[int]:
         return list(self.tokenizer.encode(piece, add_special_tokens=False).ids)

@@ -18,7 +18,8 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         y = x @ x.mT
         x = a * x + (b * y + c * y @ y) @ x
-    return x.mT if tall else x
+    out: Tensor = x.mT if tall else x
+    return out
 
 
 class Muon(Optimizer):
@@ -43,6 +44,7 @@ class Muon(Optimizer):
             for shape, params in shapes.items():
                 moments = []
                 for p in params:
+                    assert p.grad is not None
                     m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     m.lerp_(p.grad, 1 - group["momentum"])
                     moments.append(p.grad.lerp(m, group["momentum"]))
@@ -53,6 +55,6 @@ class Muon(Optimizer):
             flat = torch.cat([u.reshape(-1) for _, u in ready])
             if shared:
                 dist.all_reduce(flat)
-            for (p, _), u in zip(ready, flat.split([p.numel() for p, _ in ready]), strict=True):
+            for (p, _), u in zip(ready, torch.split(flat, [p.numel() for p, _ in ready]), strict=True):
                 p.mul_(1 - group["lr"] * group["decay"])
                 p.add_(u.view_as(p), alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)

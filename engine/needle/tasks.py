@@ -68,6 +68,7 @@ def _joined(keys: list[Pieces]) -> Pieces:
 def _styles(rng: Random, spec: Spec) -> tuple[list[str], list[str], str]:
     """Needle templates and question templates of one sample, and the type word."""
     kind = rng.choice(phrases.TYPES)
+    asks: list[str] | None = None
     if spec.layout == "short":
         # One distance from key to value, in needles as in questions: the first thing to learn.
         needles, asks = [rng.choice(phrases.LINES[:2])], [rng.choice(phrases.SHORT_QUESTIONS[:3])]
@@ -76,7 +77,6 @@ def _styles(rng: Random, spec: Spec) -> tuple[list[str], list[str], str]:
         asks = rng.sample(phrases.SHORT_QUESTIONS, 1) if rng.random() < 0.3 else None
     else:
         needles = rng.sample(phrases.SENTENCES, 1 if rng.random() < 0.6 else 3)
-        asks = None
     if spec.needles == "ruler":
         needles, kind = phrases.SENTENCES[:1], "special magic number"
     if asks is None:

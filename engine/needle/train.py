@@ -10,16 +10,16 @@ from random import Random
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 from headway.engine.needle.coding import Coder
 from headway.engine.needle.mix import LENGTHS, LONG, Batch, batch
 from headway.engine.needle.model import Needle, Shape
 from headway.engine.needle.optim import Muon
 
-SHARES = [0, 0, 16, 22, 22, 20, 9, 7, 3, 1]
+SHARES = [0, 0, 14, 16, 14, 14, 12, 14, 11, 5]
 """Shares of LENGTHS in the steps once long haystacks are reached; one of 32,768 costs as much as sixteen."""
 
 
@@ -112,7 +112,7 @@ class Run:
         flat = torch.cat([g.reshape(-1) for g in grads])
         dist.all_reduce(flat)
         flat /= self.args.workers
-        for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        for g, part in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
             g.copy_(part.view_as(g))
 
     def train(self) -> None:
@@ -138,7 +138,7 @@ class Run:
             loss, got = loss_and_hits(self.model, b)
             for p in parameters:
                 p.grad = None
-            loss.backward()
+            torch.autograd.backward(loss)
             self.reduce()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             for o in self.optimizers:
@@ -237,7 +237,7 @@ def main() -> None:
     if args.workers == 1:
         work(0, args)
     else:
-        mp.spawn(work, (args,), nprocs=args.workers)
+        start_processes(work, (args,), nprocs=args.workers)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
