@@ -3,11 +3,13 @@
     python -m benchmarks.peers PEER MODEL_FOLDER < cases.json
 
 Times exclude loading and one warm-up request. Memory is the peak resident set during the case, less what the
-process held once the libraries were imported: weights, KV and activations.
+process held once the libraries were imported: weights, KV and activations. For Headway it is the engine's
+process.
 """
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -25,8 +27,8 @@ from transformers import (
 
 from benchmarks.workloads import Case
 from headway.engine.config import EngineConfig, parse
-from headway.engine.in_process_client import InProcessClient
 from headway.engine.messages import SamplingParams, Submit, Tokens
+from headway.engine.process_client import ProcessClient
 
 CB_PAGE = 256
 
@@ -41,12 +43,19 @@ class Timing:
 
 
 Prompts = list[list[int]]
-Run = Callable[[Prompts, int], Timing]
 
 
-def headway(folder: Path) -> Run:
-    """Our engine, in process, with default settings."""
-    client = InProcessClient(parse(EngineConfig, {"model": {"name": str(folder), "dtype": "float32"}}))
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A loaded model: what runs prompts for a number of tokens, and the process in which it does."""
+
+    run: Callable[[Prompts, int], Timing]
+    pid: int
+
+
+def headway(folder: Path) -> Peer:
+    """Our engine in its own process, as the server runs it, with default settings."""
+    client = ProcessClient(parse(EngineConfig, {"model": {"name": str(folder), "dtype": "float32"}}))
 
     async def one(prompt: list[int], answer: int, start: float) -> tuple[float, int]:
         sampling = SamplingParams(max_tokens=answer, temperature=0.0, ignore_eos=True)
@@ -64,7 +73,7 @@ def headway(folder: Path) -> Run:
         seconds = time.perf_counter() - start
         return Timing(seconds, [first for first, _ in done], sum(count for _, count in done))
 
-    return lambda prompts, answer: asyncio.run(everyone(prompts, answer))
+    return Peer(lambda prompts, answer: asyncio.run(everyone(prompts, answer)), client.pid)
 
 
 class _FirstToken(StoppingCriteria):
@@ -78,7 +87,7 @@ class _FirstToken(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
-def generate(folder: Path) -> Run:
+def generate(folder: Path) -> Peer:
     """transformers `generate()` with SDPA and its own KV cache, the prompts as one batch."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -99,10 +108,10 @@ def generate(folder: Path) -> Run:
         seconds = time.perf_counter() - start
         return Timing(seconds, [first.at - start] * len(prompts), out[:, ids.shape[1] :].numel())
 
-    return run
+    return Peer(run, os.getpid())
 
 
-def continuous(folder: Path) -> Run:
+def continuous(folder: Path) -> Peer:
     """transformers' continuous batching (`generate_batch`) with paged SDPA.
 
     Its cache is sized to the case: left to itself it takes, and clears, most of the machine's memory.
@@ -128,47 +137,47 @@ def continuous(folder: Path) -> Run:
         firsts = [output.timestamps[0] - output.created_time for output in answers]
         return Timing(seconds, firsts, sum(len(output.generated_tokens) for output in answers))
 
-    return run
+    return Peer(run, os.getpid())
 
 
-PEERS: dict[str, Callable[[Path], Run]] = {
+PEERS: dict[str, Callable[[Path], Peer]] = {
     "headway": headway,
     "generate": generate,
     "continuous_batching": continuous,
 }
 
 
-def resident(kind: str) -> int:
-    """Bytes of this process: `VmRSS` now or `VmHWM` at the peak (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def resident(kind: str, pid: int) -> int:
+    """Bytes of a process: `VmRSS` now or `VmHWM` at the peak (Linux)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(kind):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{kind} is not in /proc/self/status")
+    raise RuntimeError(f"{kind} is not in /proc/{pid}/status")
 
 
-def reset_peak() -> None:
+def reset_peak(pid: int) -> None:
     """Let VmHWM start again from here."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def main() -> None:
     """Run every case of standard input with the peer that the command line names."""
-    peer, folder = sys.argv[1], Path(sys.argv[2])
+    name, folder = sys.argv[1], Path(sys.argv[2])
     cases = [Case(**item) for item in json.load(sys.stdin)]
-    libraries = resident("VmRSS")
-    run = PEERS[peer](folder)
+    libraries = resident("VmRSS", os.getpid())
+    peer = PEERS[name](folder)
     vocab = json.loads((folder / "config.json").read_text())["vocab_size"]
-    run(Case("warm-up", "", 2, 64, 8).prompts(vocab), 8)
+    peer.run(Case("warm-up", "", 2, 64, 8).prompts(vocab), 8)
     for case in cases:
         if case.second_question:
-            run(case.prompts(vocab, question=1), case.answer)
-        reset_peak()
-        timing = run(case.prompts(vocab, question=2), case.answer)
+            peer.run(case.prompts(vocab, question=1), case.answer)
+        reset_peak(peer.pid)
+        timing = peer.run(case.prompts(vocab, question=2), case.answer)
         result = {
             "case": case.name,
             "tokens_per_second": timing.generated / timing.seconds,
             "ttft": sum(timing.first_tokens) / len(timing.first_tokens),
-            "peak_bytes": resident("VmHWM") - libraries,
+            "peak_bytes": resident("VmHWM", peer.pid) - libraries,
         }
         print(json.dumps(result), flush=True)
 
