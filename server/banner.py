@@ -13,8 +13,8 @@ from headway.engine.messages import ModelInfo
 from headway.server.settings import ServerConfig
 
 NEEDLE_CAN = (
-    "needle, the embedded model, finds facts in long texts: the value of a key, of several keys, all values "
-    "of a key, variables through assignments. Ask it such questions about a text that you send along."
+    "needle, the embedded model, finds a number in a long text by the key that it follows, such as 'The door "
+    "code for crimson falcon is 4829131.' Ask it for one key at a time, about a text that you send along."
 )
 NEEDLE_CANNOT = (
     "It knows nothing else: it does not chat, reason, summarise, write or translate, and what it says to "
