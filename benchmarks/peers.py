@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from benchmarks.workloads import Case
-from headway.engine.config import EngineConfig, parse
+from headway.engine.config import EngineConfig
+from headway.engine.config_section import parse
 from headway.engine.messages import SamplingParams, Submit, Tokens
 from headway.engine.process_client import ProcessClient
 

@@ -10,6 +10,7 @@ from headway.engine.memory_plan import plan_memory
 from headway.engine.messages import ModelInfo
 from headway.engine.pages import PageAllocator
 from headway.engine.prefix_cache import PrefixCache, root_digest
+from headway.engine.recipe import Recipes
 from headway.engine.request import Sequence
 from headway.engine.runner import ModelRunner
 from headway.engine.sampler import Sampler
@@ -28,8 +29,11 @@ def build(config: EngineConfig) -> Engine:
             f"scheduler.max_running = {config.scheduler.max_running} requests may need a token in one step"
         )
     loaded = load(config.model)
-    plan = plan_memory(loaded, config)
-    kv_cache = KVCache(loaded.specs, plan.num_pages, plan.page_size, loaded.dtype, loaded.device)
+    recipes = Recipes(config.recipe, loaded.specs, config.cache.page_size)
+    plan = plan_memory(loaded, config, recipes.sidecars)
+    kv_cache = KVCache(
+        loaded.specs, plan.num_pages, plan.page_size, loaded.dtype, loaded.device, recipes.sidecars
+    )
     info = ModelInfo(
         name=config.model.served_name or config.model.name,
         max_context=plan.max_context,
@@ -47,6 +51,7 @@ def build(config: EngineConfig) -> Engine:
         prefix_cache(loaded, plan.num_pages, config),
         ModelRunner(loaded, kv_cache),
         Sampler(loaded.vocab_size, loaded.eos_token_ids),
+        recipes,
     )
 
 

@@ -1,14 +1,15 @@
 """KVCache: the keys and values of all layers, in pages."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
 from headway.engine.layer_spec import LayerSpec
+from headway.engine.sidecars import Sidecar, SidecarStore
 
 
 def page_bytes(specs: Sequence[LayerSpec], page_size: int, dtype: torch.dtype) -> int:
-    """Bytes that one page of `page_size` tokens costs over all layers."""
+    """Bytes that the keys and values of one page of `page_size` tokens cost over all layers."""
     return page_size * sum(spec.bytes_per_token(dtype) for spec in specs)
 
 
@@ -17,6 +18,9 @@ class KVCache:
 
     A layer that shares another's KV has none of its own. An MLA layer stores keys only: its value is the
     first `latent_dim` numbers of the key. Which page belongs to whom is not known here.
+
+    Attributes:
+        sidecars: what is kept of every page beside them.
     """
 
     def __init__(
@@ -26,9 +30,11 @@ class KVCache:
         page_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        sidecars: Collection[Sidecar] = (),
     ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
+        self.sidecars = SidecarStore(sidecars, specs, num_pages, page_size, dtype, device)
         self._pages: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for spec in specs:
             if not spec.owns_cache:

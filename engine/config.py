@@ -1,24 +1,14 @@
 """EngineConfig: everything the engine is told, from YAML, checked at start."""
 
-import difflib
-import types
-import typing
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from headway.engine.errors import ConfigError
-
-Positive = Annotated[int, Field(ge=1)]
+from headway.engine.config_section import Positive, Section
+from headway.engine.recipe import RecipeConfig
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which model, and how it is loaded."""
 
     name: str = Field("needle", description="`needle` (embedded), a local folder, or a Hugging Face id.")
@@ -38,7 +28,7 @@ class ModelConfig(_Section):
     threads: Positive | None = Field(None, description="CPU threads of the engine; default: all cores.")
 
 
-class CacheConfig(_Section):
+class CacheConfig(Section):
     """The paged KV cache."""
 
     page_size: Positive = Field(64, description="Tokens a page; a power of two.")
@@ -58,7 +48,7 @@ class CacheConfig(_Section):
         return value
 
 
-class SchedulerConfig(_Section):
+class SchedulerConfig(Section):
     """What runs next, and how much may wait."""
 
     max_step_tokens: Positive = Field(2048, description="Tokens a step: decodes first, then prefill chunks.")
@@ -71,7 +61,7 @@ class SchedulerConfig(_Section):
     )
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(Section):
     """Bounds on what one request may ask for."""
 
     max_n: Positive = 16
@@ -80,66 +70,14 @@ class LimitsConfig(_Section):
     max_logit_bias: Positive = 1024
 
 
-class EngineConfig(_Section):
+class EngineConfig(Section):
     """The engine's whole configuration; every key has a default."""
 
     model: ModelConfig = ModelConfig()
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    recipe: RecipeConfig = RecipeConfig()
     limits: LimitsConfig = LimitsConfig()
     watchdog_seconds: Annotated[float, Field(gt=0)] = Field(
         300.0, description="A step that takes longer than this means that the engine hangs."
     )
-
-
-Section = typing.TypeVar("Section", bound=BaseModel)
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        ConfigError: the file is missing, is no YAML, or is no mapping.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold a mapping, not a {type(data).__name__}")
-    return data
-
-
-def parse(schema: type[Section], data: dict[str, Any]) -> Section:
-    """Validate `data` against `schema`.
-
-    Raises:
-        ConfigError: names each wrong key; for an unknown one, the nearest valid key.
-    """
-    try:
-        return schema.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(schema, item) for item in error.errors())) from error
-
-
-def _explain(schema: type[BaseModel], item: Any) -> str:
-    path = [str(part) for part in item["loc"]]
-    where = ".".join(path)
-    if item["type"] != "extra_forbidden":
-        return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
-    section = schema
-    for part in path[:-1]:
-        section = _section_of(section.model_fields[part].annotation)
-    names = sorted(section.model_fields)
-    near = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.0)
-    return f"{where}: unknown key; did you mean {near[0]!r}? Valid keys: {', '.join(names)}"
-
-
-def _section_of(annotation: Any) -> type[BaseModel]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
-    return typing.cast("type[BaseModel]", annotation)

@@ -7,9 +7,10 @@ from headway.engine.batch import Batch
 from headway.engine.config import SchedulerConfig
 from headway.engine.errors import HeadwayError, QueueFull, RequestError, RequestFailed
 from headway.engine.failures import to_event
-from headway.engine.messages import ModelInfo, Progress, RequestEvent, Stats, Submit, Tokens
+from headway.engine.messages import ModelInfo, Progress, RequestEvent, SelectionUsage, Stats, Submit, Tokens
 from headway.engine.outcome import Outcome, Runner, run, sample
 from headway.engine.prefix_cache import PrefixCache
+from headway.engine.recipe import Recipes
 from headway.engine.request import Sequence
 from headway.engine.sampler import Sample, Sampler
 from headway.engine.scheduler import Scheduler
@@ -28,16 +29,24 @@ class Engine:
         config: the scheduler's and the queue's limits.
         cache: all pages, unused.
         runner, sampler: what computes logits and tokens.
+        recipes: what decode methods are served; None: dense only.
     """
 
     def __init__(
-        self, info: ModelInfo, config: SchedulerConfig, cache: PrefixCache, runner: Runner, sampler: Sampler
+        self,
+        info: ModelInfo,
+        config: SchedulerConfig,
+        cache: PrefixCache,
+        runner: Runner,
+        sampler: Sampler,
+        recipes: Recipes | None = None,
     ) -> None:
         self.info = info
         self._config = config
         self._cache = cache
         self._runner = runner
         self._sampler = sampler
+        self._recipes = recipes
         self._scheduler = Scheduler(config, cache)
         self._sequences: dict[str, Sequence] = {}
         self._tokens_per_second = float(config.max_step_tokens)
@@ -58,7 +67,8 @@ class Engine:
         """
         if submit.request_id in self._sequences:
             raise RequestError("a request with this id is running", "request_id")
-        sequence = Sequence.from_submit(submit, self.info)
+        decode = None if self._recipes is None else self._recipes.method(submit.decode)
+        sequence = Sequence.from_submit(submit, self.info, decode)
         self._refuse_if_full(sequence)
         self._scheduler.add(sequence)
         self._sequences[submit.request_id] = sequence
@@ -162,8 +172,7 @@ class Engine:
             sequence.finish_reason = "stop"
         elif sequence.num_generated == sequence.max_tokens:
             sequence.finish_reason = "length"
-        if sequence.finish_reason is not None:
-            self._end(sequence)
+        selection = None if sequence.finish_reason is None else self._end(sequence)
         scored = first and params.prompt_logprobs is not None
         return Tokens(
             request_id=sequence.request_id,
@@ -173,6 +182,7 @@ class Engine:
             cached_tokens=sequence.cached if first else 0,
             finish_reason=sequence.finish_reason,
             stop_token=drawn.token if stops else None,
+            selection=selection,
         )
 
     def _fail(self, sequence: Sequence, error: HeadwayError) -> RequestEvent:
@@ -180,10 +190,11 @@ class Engine:
         self._end(sequence)
         return to_event(sequence.request_id, error)
 
-    def _end(self, sequence: Sequence) -> None:
+    def _end(self, sequence: Sequence) -> SelectionUsage | None:
         del self._sequences[sequence.request_id]
         self._scheduler.remove(sequence)
         self._sampler.release(sequence)
+        return self._runner.release(sequence)
 
     def _measure(self, batch: Batch, seconds: float) -> None:
         self._steps += 1

@@ -1,5 +1,6 @@
 """MemoryPlan: how many pages fit, and the longest prompt that really does."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from headway.engine.device_memory import device_memory
 from headway.engine.errors import ConfigError
 from headway.engine.loaded import LoadedModel
 from headway.engine.scheduler import SCORED_ROWS
+from headway.engine.sidecars import Sidecar, sidecar_bytes
 
 GIB = 2**30
 CPU_DRY_RUN_CONTEXT = 16_384
@@ -24,13 +26,15 @@ class Needs:
     """What the model takes, in bytes, beside its KV pages.
 
     Attributes:
-        page: one KV page.
+        page: one KV page with its sidecars.
+        sidecars: the sidecars of one page.
         activations: the measured peak of one chunk of `chunk` tokens over `chunk_context` cached ones.
         logits: rows of logits of one step, with what sampling makes of them.
     """
 
     weights: int
     page: int
+    sidecars: int
     activations: int
     logits: int
     chunk: int
@@ -70,13 +74,18 @@ class MemoryPlan:
                 f"logits        {_size(needs.logits)}",
                 f"KV pages      {_size(self.num_pages * needs.page)}: {self.num_pages} pages of "
                 f"{self.page_size} tokens, {_size(round(per_token))} a token",
+                *self._sidecar_line(),
                 f"longest prompt that fits: {self.max_context - 1} tokens, by {by}",
                 f"documents of 32k tokens held at once: {documents}",
             )
         )
 
+    def _sidecar_line(self) -> list[str]:
+        size = self.num_pages * self.needs.sidecars
+        return [f"of which      {_size(size)} are sidecars, which decode methods choose by"] if size else []
 
-def plan_memory(loaded: LoadedModel, config: EngineConfig) -> MemoryPlan:
+
+def plan_memory(loaded: LoadedModel, config: EngineConfig, sidecars: Collection[Sidecar] = ()) -> MemoryPlan:
     """Measure what the loaded model needs on its device and divide the memory.
 
     Raises:
@@ -84,7 +93,9 @@ def plan_memory(loaded: LoadedModel, config: EngineConfig) -> MemoryPlan:
     """
     total, free = device_memory(loaded.device)
     limit = context_limit(config.model.max_context, loaded.max_context)
-    page = page_bytes(loaded.specs, config.cache.page_size, loaded.dtype)
+    size = config.cache.page_size
+    beside = sidecar_bytes(sidecars, loaded.specs, size, loaded.dtype)
+    page = page_bytes(loaded.specs, size, loaded.dtype) + beside
     most = min(limit, max(1, _for_pages(free, config) // page) * config.cache.page_size)
     chunk = min(config.scheduler.max_step_tokens, most)
     context = most - chunk
@@ -95,6 +106,7 @@ def plan_memory(loaded: LoadedModel, config: EngineConfig) -> MemoryPlan:
     needs = Needs(
         weights=sum(tensor.nbytes for tensor in tensors),
         page=page,
+        sidecars=beside,
         activations=_measure(loaded, chunk, context),
         logits=rows * loaded.vocab_size * torch.float32.itemsize * COPIES_OF_LOGITS,
         chunk=chunk,

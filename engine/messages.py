@@ -41,7 +41,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One sequence to generate.
 
     `prompt` holds token ids. `cache_salt` separates tenants in the prefix cache. A lower `priority` runs
-    earlier. `progress` asks for `Progress` events during prefill.
+    earlier. `progress` asks for `Progress` events during prefill. `decode` names a decode method and its
+    settings where they shall differ from the engine's own; see `headway.engine.recipe`.
     """
 
     request_id: str
@@ -50,6 +51,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     priority: int = 0
     cache_salt: str = ""
     progress: bool = False
+    decode: dict[str, str | int | float | bool | None] | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -96,12 +98,27 @@ class Logprob(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]
 
 
+class SelectionUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What decode selection did for one request.
+
+    `steps` decode steps selected; in each, an attention layer read `tokens_per_step` tokens on average, the
+    share `kv_read_share` of what the context held. `refreshes`: lists made anew, summed over layers; 0 for
+    methods that make one in every step.
+    """
+
+    method: str
+    steps: int = 0
+    tokens_per_step: float = 0.0
+    kv_read_share: float = 1.0
+    refreshes: int = 0
+
+
 class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """New tokens of one request.
 
     The first event of a request carries `cached_tokens` (prompt tokens found in the prefix cache) and, if
     asked for, `prompt_logprobs` (one entry per prompt token, the first None). `finish_reason` marks the last
-    event. A stop token is the last of `token_ids` and is not part of the text.
+    event, which also carries `selection`. A stop token is the last of `token_ids` and is not part of the text.
     """
 
     request_id: str
@@ -111,6 +128,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cached_tokens: int = 0
     finish_reason: FinishReason | None = None
     stop_token: int | None = None
+    selection: SelectionUsage | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):

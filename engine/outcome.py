@@ -11,7 +11,8 @@ from torch import Tensor
 from headway.engine.batch import Batch, Chunk
 from headway.engine.errors import RequestFailed
 from headway.engine.isolation import isolated
-from headway.engine.messages import Logprob
+from headway.engine.messages import Logprob, SelectionUsage
+from headway.engine.request import Sequence
 from headway.engine.sampler import Sample, Sampler
 
 
@@ -20,6 +21,10 @@ class Runner(Protocol):
 
     def run(self, batch: Batch) -> Tensor:
         """float32 [len(batch.logit_rows()), vocab_size]."""
+        ...
+
+    def release(self, sequence: Sequence) -> SelectionUsage | None:
+        """Forget what was remembered of a sequence that ends; returns what selecting did for it."""
         ...
 
     def close(self) -> None:

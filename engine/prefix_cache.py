@@ -93,11 +93,13 @@ class PrefixCache:
         """Leading pages of the sequence that are cached, and the digest of the next one it could share.
 
         The page of the last token is never shared, because that token must be computed to get its logits; and
-        a prompt whose log-probabilities are wanted must be computed as a whole.
+        a prompt whose log-probabilities are wanted must be computed as a whole. Nor is one whose queries a
+        decode method must see, or whose tokens a selection was read for.
         """
         if sequence.unscored:
             return 0, None
-        shareable = min((len(sequence.tokens) - 1) // self.page_size, len(sequence.digests))
+        last = min(len(sequence.tokens) - 1, sequence.observed_from, sequence.exact)
+        shareable = min(last // self.page_size, len(sequence.digests))
         hits = bisect_left(range(shareable), True, key=lambda i: sequence.digests[i] not in self._pages_of)
         return hits, sequence.digests[hits] if hits < shareable else None
 
@@ -138,9 +140,10 @@ class PrefixCache:
         sequence.pages.append(self._allocator.take())
 
     def register(self, sequence: Sequence) -> None:
-        """Make the sequence's full pages findable once they are computed."""
+        """Make the sequence's full pages findable once they are computed, as far as no selection is in them."""
         self.extend_chain(sequence)
-        computed = min(sequence.computed // self.page_size, len(sequence.digests))
+        exact = min(sequence.computed, sequence.exact)
+        computed = min(exact // self.page_size, len(sequence.digests))
         first = computed
         while first and sequence.pages[first - 1] not in self._digest_of:
             first -= 1

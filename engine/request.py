@@ -1,11 +1,14 @@
 """Sequence: one request while the engine works on it."""
 
 import math
+import sys
 import time
 from dataclasses import dataclass, field
 
 from headway.engine.errors import ContextTooLong, RequestError
 from headway.engine.messages import FinishReason, Logprob, ModelInfo, Submit
+from headway.engine.methods.decode import AnyMethod
+from headway.engine.selection.state import SelectionState
 
 
 @dataclass(slots=True, eq=False)
@@ -20,6 +23,8 @@ class Sequence:
         rope_length: length that length-dependent RoPE is fixed at, chosen at admission.
         digests: what the prefix cache knows the sequence's full pages by, in order.
         prompt_logprobs: the prompt's scores so far, if asked for; the first token has none.
+        decode: what selects for its decode steps; None: they are dense.
+        selection: what that method remembers, from the first step on; gone with the pages.
     """
 
     submit: Submit
@@ -33,9 +38,11 @@ class Sequence:
     finish_reason: FinishReason | None = None
     digests: list[bytes] = field(default_factory=list)
     prompt_logprobs: list[Logprob | None] = field(default_factory=lambda: [None])
+    decode: AnyMethod | None = None
+    selection: SelectionState | None = None
 
     @classmethod
-    def from_submit(cls, submit: Submit, info: ModelInfo) -> "Sequence":
+    def from_submit(cls, submit: Submit, info: ModelInfo, decode: AnyMethod | None = None) -> "Sequence":
         """Check a request against the model's limits and make its sequence.
 
         Raises:
@@ -45,7 +52,8 @@ class Sequence:
         check(submit, info)
         room = info.max_context - len(submit.prompt)
         max_tokens = room if submit.sampling.max_tokens is None else submit.sampling.max_tokens
-        return cls(submit, list(submit.prompt), max_tokens, rope_length=len(submit.prompt) + max_tokens)
+        length = len(submit.prompt) + max_tokens
+        return cls(submit, list(submit.prompt), max_tokens, rope_length=length, decode=decode)
 
     @property
     def request_id(self) -> str:
@@ -68,6 +76,25 @@ class Sequence:
         if self.submit.sampling.prompt_logprobs is None:
             return 0
         return self.num_prompt - len(self.prompt_logprobs)
+
+    @property
+    def exact(self) -> int:
+        """Leading tokens that are computed densely; those behind them are decode steps that select.
+
+        After a preemption they are decode steps again, one by one, so that the same tokens come out.
+        """
+        if self.decode is None:
+            return sys.maxsize
+        return max(self.num_prompt, self.decode.settings.dense_below)
+
+    @property
+    def observed_from(self) -> int:
+        """First prompt token whose query the decode method must see; no token at all: a huge number."""
+        if self.decode is None or self.num_prompt + self.max_tokens <= self.decode.settings.dense_below:
+            return sys.maxsize
+        if self.decode.sees_all:
+            return 0
+        return max(0, self.num_prompt - self.decode.observes) if self.decode.observes else sys.maxsize
 
     @property
     def remaining(self) -> int:

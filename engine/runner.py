@@ -10,7 +10,12 @@ from headway.engine.attention import PagedStep
 from headway.engine.batch import Batch, Chunk
 from headway.engine.cache import KVCache
 from headway.engine.loaded import LoadedModel
+from headway.engine.messages import SelectionUsage
 from headway.engine.patch import attached
+from headway.engine.request import Sequence
+from headway.engine.selection.selection_step import selection_step
+from headway.engine.selection.state import Stacks
+from headway.engine.sidecars import WrittenPages
 from headway.kernels.paged_attention import plan
 
 
@@ -24,6 +29,7 @@ class ModelRunner:
         self._loaded = loaded
         self._cache = cache
         self._latents = latent.projections(loaded.model)
+        self._stacks = Stacks(loaded.device)
         with ExitStack() as stack:
             stack.enter_context(attached(loaded.model))
             stack.enter_context(loaded.rope.attached())
@@ -50,12 +56,16 @@ class ModelRunner:
             positions += range(chunk.start, chunk.end)
             slots += self._slots(chunk)
         input_ids, position_ids, slot_mapping = self._to_device([tokens, positions, slots])
+        size, device = self._cache.page_size, self._loaded.device
+        selection = selection_step(batch, attention, self._stacks, size, device)
         step = PagedStep(
             specs=self._loaded.specs,
             cache=self._cache,
             latents=self._latents,
             plan=attention,
             slot_mapping=slot_mapping,
+            written=self._written(batch.chunks) if self._cache.sidecars else None,
+            selection=selection,
             rope_groups=self._rope_groups(batch.chunks),
         )
         rows = batch.logit_rows()
@@ -68,7 +78,27 @@ class ModelRunner:
                 logits_to_keep=0 if every_row else self._to_device(rows),
             )
             logits: torch.Tensor = output.logits[0].float()
+        if selection is not None:
+            selection.done()
         return logits
+
+    def release(self, sequence: Sequence) -> SelectionUsage | None:
+        """Forget what was remembered of a sequence that ends; returns what selecting did for it."""
+        state, method = sequence.selection, sequence.decode
+        if state is None or method is None:
+            return None
+        self._stacks.forget(state)
+        sequence.selection = None
+        name = method.settings.method
+        if not state.layer_steps:
+            return SelectionUsage(method=name)
+        return SelectionUsage(
+            method=name,
+            steps=state.steps,
+            tokens_per_step=state.attended / state.layer_steps,
+            kv_read_share=state.attended / state.context,
+            refreshes=round(state.refreshes),
+        )
 
     def close(self) -> None:
         """Undo the patching; the model is as it was."""
@@ -84,6 +114,16 @@ class ModelRunner:
             first, begin = chunk.sequence.pages[index] * size, index * size
             slots += range(first + max(chunk.start - begin, 0), first + min(chunk.end - begin, size))
         return slots
+
+    def _written(self, chunks: tuple[Chunk, ...]) -> WrittenPages:
+        size = self._cache.page_size
+        pages: list[int] = []
+        filled: list[int] = []
+        for chunk in chunks:
+            for index in range(chunk.start // size, -(-chunk.end // size)):
+                pages.append(chunk.sequence.pages[index])
+                filled.append(min(chunk.end - index * size, size))
+        return WrittenPages(*self._to_device([pages, filled]))
 
     def _rope_groups(self, chunks: tuple[Chunk, ...]) -> list[tuple[int, torch.Tensor]]:
         rows, offset = [], 0

@@ -10,6 +10,7 @@ not shut it out.
 A sequence gets the pages of its whole prompt when it is admitted, so that prompts in progress never compete
 for pages. Decodes take a page when they need one; when none is left, the least important running sequence
 (lowest priority, newest) is preempted and computed again later, as far as its pages have not stayed cached.
+Tokens that a selection was read for are computed again one by one, as they were the first time.
 """
 
 from bisect import insort
@@ -110,7 +111,7 @@ class Scheduler:
             if sequence in self._grants or (sequence is not prompt and sequence.remaining == 1):
                 continue
             uncached = self._uncached(sequence)
-            wanted = min(uncached, self._most(sequence), (budget + 1) // 2)
+            wanted = min(uncached, self._most(sequence, len(sequence.tokens) - uncached), (budget + 1) // 2)
             completes = wanted == uncached
             if not wanted or not (completes or partial < self._config.max_partial_prefills):
                 continue
@@ -121,8 +122,9 @@ class Scheduler:
             budget -= self._grant(sequence, wanted)
         for sequence in granted:
             if sequence in self._grants:
-                more = sequence.remaining - self._grants[sequence]
-                budget -= self._grant(sequence, min(more, self._most(sequence), budget))
+                granted_already = self._grants[sequence]
+                more = self._most(sequence, sequence.computed, granted_already)
+                budget -= self._grant(sequence, min(more, sequence.remaining - granted_already, budget))
         return budget
 
     def _grant(self, sequence: Sequence, tokens: int) -> int:
@@ -131,8 +133,11 @@ class Scheduler:
             self._scored_rows_left -= tokens
         return tokens
 
-    def _most(self, sequence: Sequence) -> int:
-        return self._scored_rows_left if sequence.unscored else self._config.max_step_tokens
+    def _most(self, sequence: Sequence, start: int, granted: int = 0) -> int:
+        """Tokens from position `start` on that may run in one step, beyond those granted."""
+        most = self._scored_rows_left if sequence.unscored else self._config.max_step_tokens
+        together = max(1, sequence.exact - start)
+        return min(most, together - granted)
 
     def _in_order(self, prompts: list[Sequence]) -> list[Sequence]:
         rate = self._config.ageing_tokens_per_second
@@ -155,7 +160,11 @@ class Scheduler:
         hits, digest = self._cache.next_shareable(waiting)
         if digest is None:
             return None
-        return next((s for s in self.running if len(s.digests) > hits and s.digests[hits] == digest), None)
+        return next((s for s in self.running if self._will_share(s, hits, digest)), None)
+
+    def _will_share(self, running: Sequence, page: int, digest: bytes) -> bool:
+        shared = min(len(running.digests), running.exact // self._cache.page_size)
+        return page < shared and running.digests[page] == digest
 
     def _has_place(self, waiting: Sequence) -> bool:
         """Whether one more may run, or one of lower priority might give way."""
@@ -210,6 +219,7 @@ class Scheduler:
         self.running.remove(sequence)
         self._grants.pop(sequence, None)
         self._cache.release(sequence)
+        sequence.selection = None
         self.waiting.append(sequence)
         self.preemptions += 1
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from headway.engine.config import EngineConfig, load_yaml, parse
+from headway.engine.config import EngineConfig
+from headway.engine.config_section import load_yaml, parse
 from headway.engine.errors import ConfigError
 
 KEYS_VARIABLE = "HEADWAY_API_KEYS"

@@ -21,10 +21,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from headway.engine.needle import WEIGHTS
 from headway.engine.needle.coding import Coder, Pieces
 from headway.engine.needle.haystacks import filler
-from headway.engine.needle.tasks import Question, Sample, Spec, assemble, encode, make
-
-Tail = tuple[list[int], list[int]]
-"""Ids after the haystack: question with the opening of the answer's turn, and answer with the end token."""
+from headway.engine.needle.tasks import Question, Sample, Spec, Tail, assemble, make, split
 
 TASKS: dict[str, list[Spec]] = {
     "single": [
@@ -93,19 +90,6 @@ def haystack(
     spec = replace(TASKS[task][index % len(TASKS[task])], questions=questions)
     sample = make(rng, coder, length, spec)
     return split(coder, sample, sample.questions[:questions])
-
-
-def split(coder: Coder, sample: Sample, questions: list[Question]) -> tuple[list[int], list[Tail]]:
-    """Ids of the haystack and, per question with an answer of its own, the ids after it."""
-    prefix: list[int] = []
-    tails = []
-    for question in {"".join(q.answer): q for q in questions}.values():
-        ids, spans = encode(replace(sample, questions=[question]), coder)
-        start, stop = spans[0]
-        cut = start - len(coder.ids(question.ask)) - 2
-        prefix = ids[:cut]
-        tails.append((ids[cut:start], ids[start:stop]))
-    return prefix, tails
 
 
 def shared(coder: Coder, length: int, index: int, seed: int) -> tuple[list[int], dict[str, list[Tail]]]:

@@ -11,7 +11,7 @@ from headway.engine.needle.coding import Coder
 from headway.engine.needle.model import CHUNK
 from headway.engine.needle.tasks import Spec, encode, make
 
-LENGTHS = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
+LENGTHS = [64 * 2**n for n in range(12)]
 LONG = 4096  # from here on the haystack is read through a window; see `Needle.forward`
 FILLERS = ["noise", "prose", "prose", "english", "english", "junk"]
 
@@ -44,7 +44,7 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
         restate=rng.choice((0.0, 0.0, 0.3)),
     )
     if length >= LONG:
-        spec = replace(spec, question_share=rng.uniform(200, 500) / length)
+        spec = replace(spec, question_share=(rng.uniform(200, 500) if length == LONG else 1000) / length)
     if length <= 128 and rng.random() < 0.7:
         return "plain", replace(spec, needles="line", separator="\n")
     if rng.random() < 0.65:
@@ -55,12 +55,13 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
     if spec.needles == "line" and spec.separator == " ":
         spec = replace(spec, separator="\n")
     # The harder tasks are learned where they are dense and cheap: on short haystacks.
-    hard = 0.14 if length <= 512 else 0.05
+    hard = 0.08 if length <= 1024 else 0.04
     u = rng.random()
     if u < hard:
-        chains = rng.choice((1, 1, 2, 4, 8))
+        chains = rng.choice((1, 1, 2, 4, 8, 16))
         return "vt", replace(spec, hops=rng.randint(1, 4), count=chains, separator="\n")
-    if u < 2 * hard:
+    # Which value of a key came first is known to haystack tokens that see the others: not through a window.
+    if u < 2 * hard and length < LONG:
         keys = rng.choice(("noun", "pair"))
         return "many values", replace(spec, values_per_key=rng.randint(2, 4), keys=keys)
     if u < 3 * hard:

@@ -1,5 +1,6 @@
 """Qwen3 in plain PyTorch for training, parameter names as in transformers; takes any positions."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -7,6 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHUNK, SINK = 128, 16
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention over rotated queries [B, heads, T, d] and keys, and values [B, KV heads, T, d]."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +80,20 @@ class Attention(nn.Module):
         self.q_norm = Norm(self.size, shape.rms_norm_eps)
         self.k_norm = Norm(self.size, shape.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, split: int) -> Tensor:
-        """x [B, T, hidden]; cos, sin [B, 1, T, size]; split as in `Needle.forward` -> [B, T, hidden]."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x [B, T, hidden]; cos, sin [B, 1, T, size] -> [B, T, hidden]."""
         b, t, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(b, t, self.heads, self.size)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x).view(b, t, self.kv_heads, self.size)).transpose(1, 2)
         v = self.v_proj(x).view(b, t, self.kv_heads, self.size).transpose(1, 2)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if split:
-            out = torch.cat((local(q, k, v, split), tail(q, k, v, split)), dim=2)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
         return projected
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention; q [B, heads, T, d], k and v [B, KV heads, T, d] -> like q."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -117,11 +122,16 @@ def local(q: Tensor, k: Tensor, v: Tensor, split: int) -> Tensor:
     return out.view(b, n, h, CHUNK, d).transpose(1, 2).reshape(b, h, split, d)
 
 
-def tail(q: Tensor, k: Tensor, v: Tensor, split: int) -> Tensor:
-    """Causal attention of the positions from `split` on to everything; [B, h, T - split, d]."""
-    t = q.shape[2]
-    mask = torch.arange(t) <= torch.arange(split, t)[:, None]
-    return F.scaled_dot_product_attention(q[:, :, split:], k, v, mask, enable_gqa=True)
+def windowed(split: int) -> Attend:
+    """Attention in which the positions before `split` see only their surroundings, those behind it all."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        t = q.shape[2]
+        mask = torch.arange(t) <= torch.arange(split, t)[:, None]
+        tail = F.scaled_dot_product_attention(q[:, :, split:], k, v, mask, enable_gqa=True)
+        return torch.cat((local(q, k, v, split), tail), dim=2)
+
+    return attend
 
 
 class MLP(nn.Module):
@@ -149,9 +159,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = Norm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = MLP(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, split: int) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x [B, T, hidden] -> same."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, split)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -183,10 +193,15 @@ class Needle(nn.Module):
         With `split`, a multiple of CHUNK, the positions before it see only their surroundings: training on a
         long haystack then costs as much per token as on a short one, while the questions behind it see all.
         """
+        attend = windowed(split) if split else dense
+        return self.run(ids, positions, [attend] * len(self.layers))
+
+    def run(self, ids: Tensor, positions: Tensor, attends: list[Attend]) -> Tensor:
+        """The decoder with an attention of its own in every layer; shapes as in `forward`."""
         cos, sin = self.rope(positions)
         x = self.embed_tokens(ids)
-        for layer in self.layers:
-            x = layer(x, cos, sin, split)
+        for layer, attend in zip(self.layers, attends, strict=True):
+            x = layer(x, cos, sin, attend)
         out: Tensor = self.norm(x)
         return out
 

@@ -31,6 +31,10 @@ class Sample:
     chat: bool = True
 
 
+Tail = tuple[list[int], list[int]]
+"""Ids after the haystack: question with the opening of the answer's turn, and answer with the end token."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """What to generate. `count` is the number of keys, or None for as many as `density` of the room holds."""
@@ -55,6 +59,13 @@ def _answer(values: list[str]) -> Pieces:
     out: Pieces = [values[0]]
     for value in values[1:]:
         out += [",", *lead([value])]
+    return out
+
+
+def _named(pairs: list[tuple[Pieces, str]]) -> Pieces:
+    out: Pieces = []
+    for k, value in pairs:
+        out += [*([",", *lead(k)] if out else k), ":", *lead([value])]
     return out
 
 
@@ -180,6 +191,8 @@ def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
                 chosen = [first[i % len(first)]]
             values = [v for k in chosen for v in shuffled[k]]
             q = Question(fill(rng.choice(asks), k=_joined([list(k) for k in chosen])), _answer(values))
+            if spec.queries > 1:
+                q.answer = _named([(list(k), v) for k in chosen for v in shuffled[k]])
             lesson = rng.random() if spec.layout == "short" else 1.0
             if lesson < 0.25:
                 # Value to key: teaches values to carry their keys.
@@ -285,3 +298,17 @@ def encode(
         spans.append((len(ids), len(ids) + len(answer) + 1))
         ids += [*answer, coder.end]
     return ids, spans
+
+
+def split(coder: Coder, sample: Sample, questions: list[Question]) -> tuple[list[int], list[Tail]]:
+    """Ids of the haystack and, per question with an answer of its own, the ids after it."""
+    prefix: list[int] = []
+    tails = []
+    for question in {"".join(q.answer): q for q in questions}.values():
+        ids, spans = encode(replace(sample, questions=[question]), coder)
+        start, stop = spans[0]
+        ask = lead(question.ask) if sample.joint == " " else question.ask
+        cut = start - len(coder.ids([*ask, *question.prefix])) - 2
+        prefix = ids[:cut]
+        tails.append((ids[cut:start], ids[start:stop]))
+    return prefix, tails

@@ -5,6 +5,8 @@ import json
 import os
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -18,15 +20,17 @@ from headway.engine.needle.coding import Coder
 from headway.engine.needle.mix import LENGTHS, LONG, Batch, batch
 from headway.engine.needle.model import Needle, Shape
 from headway.engine.needle.optim import Muon
+from headway.engine.needle.reading import answer, read, reading
 
-SHARES = [0, 0, 14, 16, 14, 14, 12, 14, 11, 5]
-"""Shares of LENGTHS in the steps once long haystacks are reached; one of 32,768 costs as much as sixteen."""
+SHARES = [0, 0, 12, 15, 15, 15, 13, 12, 10, 7, 1, 0]
+"""Shares of LENGTHS in the steps once long haystacks are reached."""
+
+GROUPS = 3
+"""Batches of questions asked about one long haystack that was read once."""
 
 
-def loss_and_hits(model: Needle, b: Batch) -> tuple[Tensor, dict[str, list[int]]]:
-    """Mean loss of the answer tokens; per family [answers right, answers]."""
-    # The windowed pass has other shapes every time: it goes past torch.compile.
-    hidden = model.forward(b.ids, b.positions, b.split) if b.split else model(b.ids, b.positions)
+def loss_and_hits(model: Needle, b: Batch, hidden: Tensor) -> tuple[Tensor, dict[str, list[int]]]:
+    """Mean loss of the answer tokens from their hidden states; per family [answers right, answers]."""
     hidden = hidden[:, :-1]
     wanted = b.answer[:, 1:] >= 0
     logits = model.logits(hidden[wanted])
@@ -47,7 +51,12 @@ class Run:
         self.coder = Coder()
         torch.manual_seed(args.seed)
         self.model = Needle(
-            Shape(self.coder.tokenizer.get_vocab_size(), rope_theta=args.theta, intermediate_size=args.mlp)
+            Shape(
+                self.coder.tokenizer.get_vocab_size(),
+                rope_theta=args.theta,
+                intermediate_size=args.mlp,
+                num_hidden_layers=args.layers,
+            )
         )
         if args.compile:
             self.model.compile(dynamic=True)
@@ -88,7 +97,7 @@ class Run:
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.tokens, self.step = state["tokens"], state["step"]
-        for o, s in zip(self.optimizers, state["optimizers"], strict=True):
+        for o, s in zip(self.optimizers, state.get("optimizers", []), strict="optimizers" in state):
             peaks = [g["peak"] for g in o.param_groups]
             o.load_state_dict(s)
             for g, peak in zip(o.param_groups, peaks, strict=True):
@@ -115,38 +124,58 @@ class Run:
         for g, part in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
             g.copy_(part.view_as(g))
 
-    def train(self) -> None:
-        """Runs until the time is over."""
-        out = Path(self.args.out)
-        parameters = list(self.model.parameters())
-        rng = Random(self.args.seed * 1000 + self.rank + self.step * 7919)
-        lengths = Random(self.args.seed + self.step)  # the same in all workers
-        hits: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        seen_in_stage, logged, saved, losses = 0, time.time(), time.time(), []
-        clock, tokens_logged = time.time(), self.tokens
-        while self.seconds < 60 * self.args.minutes:
-            self.set_rate()
-            # All workers draw the same length, so that none waits for another.
+    def work(self, rng: Random, lengths: Random) -> Iterator[tuple[int, Batch, Callable[[], Tensor]]]:
+        """Endlessly (length, batch, its hidden states); all workers draw the same lengths, so that none waits."""
+        while True:
             length = LENGTHS[self.stage]
             if length >= LONG:
                 length = lengths.choices(LENGTHS, SHARES)[0]
             elif lengths.random() < 0.33:
                 length = LENGTHS[lengths.randint(max(0, self.stage - 3), self.stage)]
+            if length > LONG:
+                r = reading(rng, self.coder, length, GROUPS, 384)
+                kept = read(self.model, r.ids)
+                for i in range(GROUPS):
+                    b = r.questions[i % len(r.questions)]
+                    yield length, b, partial(answer, self.model, kept, b)
+                continue
             rows = max(1, self.args.tokens // length)
             skips = 0.5 if length >= 1024 else 0.0
             b = batch(rng, self.coder, length, rows, 0.2 if self.stage == 0 else 0.04, skips)
-            loss, got = loss_and_hits(self.model, b)
-            for p in parameters:
-                p.grad = None
-            torch.autograd.backward(loss)
-            self.reduce()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            for o in self.optimizers:
-                o.step()
+            if b.split:
+                # The windowed pass has other shapes every time: it goes past torch.compile.
+                yield length, b, partial(self.model.forward, b.ids, b.positions, b.split)
+            else:
+                yield length, b, partial(self.model, b.ids, b.positions)
+
+    def update(self, loss: Tensor) -> None:
+        """One step of the optimizers on the mean gradient of all workers."""
+        parameters = list(self.model.parameters())
+        for p in parameters:
+            p.grad = None
+        torch.autograd.backward(loss)
+        self.reduce()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for o in self.optimizers:
+            o.step()
+
+    def train(self) -> None:
+        """Runs until the time is over."""
+        out = Path(self.args.out)
+        rng = Random(self.args.seed * 1000 + self.rank + self.step * 7919)
+        work = self.work(rng, Random(self.args.seed + self.step))
+        hits: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        seen_in_stage, logged, saved, losses = 0, time.time(), time.time(), []
+        clock, tokens_logged = time.time(), self.tokens
+        while self.seconds < 60 * self.args.minutes:
+            self.set_rate()
+            length, b, run = next(work)
+            loss, got = loss_and_hits(self.model, b, run())
+            self.update(loss)
             losses.append(loss.item())
             for family, (right, total) in got.items():
-                hits[family][0] += right
-                hits[family][1] += total
+                hits[f"{family}@{length}"][0] += right
+                hits[f"{family}@{length}"][1] += total
             base = [v for f, v in got.items() if f in ("short", "plain", "line", "sentence")]
             right, total = sum(v[0] for v in base), sum(v[1] for v in base)
             flags = torch.tensor([right, total, time.time() - clock], dtype=torch.float64)
@@ -158,16 +187,12 @@ class Run:
             self.tokens += self.args.workers * b.ids.numel()
             if length == LENGTHS[self.stage] and flags[1] > 0:
                 seen_in_stage += 1
-                self.accuracy += (flags[0].item() / flags[1].item() - self.accuracy) * max(
-                    0.04, 1 / seen_in_stage
-                )
-            if (
-                seen_in_stage >= 25
-                and self.accuracy > self.args.advance
-                and self.stage < self.args.last_stage
-            ):
+                share = flags[0].item() / flags[1].item()
+                self.accuracy += (share - self.accuracy) * max(0.04, 1 / seen_in_stage)
+            ready = seen_in_stage >= 25 and self.accuracy > self.args.advance
+            if ready and self.stage < self.args.last_stage:
                 self.stage, seen_in_stage, self.accuracy = self.stage + 1, 0, 0.0
-            if self.rank == 0 and time.time() - logged > 20:
+            if self.rank == 0 and time.time() - logged > 60:
                 rate = (self.tokens - tokens_logged) / (time.time() - logged)
                 line = {
                     "minutes": round(self.seconds / 60, 2),
@@ -226,6 +251,7 @@ def main() -> None:
     p.add_argument("--muon-lr", type=float, default=4e-3, help="peak rate of Muon")
     p.add_argument("--theta", type=float, default=1e10, help="base of the rotary embedding")
     p.add_argument("--mlp", type=int, default=320, help="width of the MLP")
+    p.add_argument("--layers", type=int, default=4, help="number of layers")
     p.add_argument("--stage", type=int, default=0, help="first stage")
     p.add_argument("--last-stage", type=int, default=5, help="last stage; lengths " + str(LENGTHS))
     p.add_argument("--advance", type=float, default=0.9, help="accuracy that ends a stage")

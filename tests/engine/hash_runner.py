@@ -51,6 +51,9 @@ class HashRunner:
         logits = [_logits(rows[row]) for row in batch.logit_rows()]
         return torch.stack(logits) if logits else torch.empty(0, VOCAB)
 
+    def release(self, sequence: Sequence) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

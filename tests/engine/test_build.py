@@ -7,7 +7,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from headway.engine.build import build
-from headway.engine.config import EngineConfig, parse
+from headway.engine.config import EngineConfig
+from headway.engine.config_section import parse
 from headway.engine.core import Engine
 from headway.engine.errors import ConfigError
 from headway.engine.messages import Tokens

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
-from headway.engine.config import EngineConfig, parse
+from headway.engine.config import EngineConfig
+from headway.engine.config_section import parse
 from headway.engine.errors import ContextTooLong, HeadwayError, QueueFull, RequestError
 from headway.engine.in_process_client import InProcessClient
 from headway.engine.mailbox_client import MailboxClient

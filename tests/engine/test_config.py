@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from headway.engine.config import EngineConfig, ModelConfig, load_yaml, parse
+from headway.engine.config import EngineConfig, ModelConfig
+from headway.engine.config_section import load_yaml, parse
 from headway.engine.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(data, where, nearest
     with pytest.raises(ConfigError) as error:
         parse(EngineConfig, data)
     assert str(error.value).startswith(f"{where}: unknown key; did you mean '{nearest}")
-    assert "Valid keys: " in str(error.value)
+    assert "Valid: " in str(error.value)
 
 
 @pytest.mark.parametrize(

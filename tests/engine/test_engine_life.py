@@ -13,7 +13,8 @@ import psutil
 import pytest
 import torch
 
-from headway.engine.config import EngineConfig, parse
+from headway.engine.config import EngineConfig
+from headway.engine.config_section import parse
 from headway.engine.errors import ConfigError, EngineDead, ModelRefused
 from headway.engine.in_process_client import InProcessClient
 from headway.engine.messages import Progress, RequestEvent, Submit, Tokens

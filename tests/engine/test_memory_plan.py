@@ -6,14 +6,15 @@ import psutil
 import pytest
 import torch
 
-from headway.engine.config import EngineConfig, parse
+from headway.engine.config import EngineConfig
+from headway.engine.config_section import parse
 from headway.engine.device_memory import device_memory
 from headway.engine.errors import ConfigError
 from headway.engine.memory_plan import GIB, Needs, context_limit, divide
 
 MIB = 2**20
 NEEDS = Needs(
-    weights=GIB, page=4 * MIB, activations=512 * MIB, logits=64 * MIB, chunk=2048, chunk_context=4096
+    weights=GIB, page=4 * MIB, sidecars=0, activations=512 * MIB, logits=64 * MIB, chunk=2048, chunk_context=4096
 )
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from headway.engine.config import EngineConfig, load_yaml
+from headway.engine.config import EngineConfig
+from headway.engine.config_section import load_yaml
 from headway.engine.rope_settings import context_limit, override
 from headway.server.settings import ServerConfig, Settings, load_settings
 

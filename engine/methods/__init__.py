@@ -1,0 +1,1 @@
+"""The field's methods, one file each."""

@@ -1,0 +1,57 @@
+"""DecodeMethod: a named way to choose what a decode step reads."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from headway.engine.layer_spec import LayerSpec
+from headway.engine.selection.decode_selection import DecodeSelection
+from headway.engine.selection.layer_view import LayerView
+from headway.engine.selection.settings import DecodeSettings
+from headway.engine.sidecars import Sidecar
+
+Settings = TypeVar("Settings", bound=DecodeSettings)
+
+
+class DecodeMethod(Generic[Settings]):
+    """Chooses what each layer reads for sequences that bring one query each.
+
+    One object serves all requests of equal settings; what it remembers of a request stands in the layer
+    view. A method file holds one `Settings` model, whose `method` names it, and one `Method`.
+
+    Attributes:
+        observes: prompt tokens whose queries it must see at the end of prefill; they are never taken from
+            the prefix cache. 0: none.
+        sees_all: it must see the queries of the whole prompt.
+        degrades: what it has once left out it never reads again.
+    """
+
+    observes: int = 0
+    sees_all: ClassVar[bool] = False
+    degrades: ClassVar[bool] = False
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def sidecars(self) -> frozenset[Sidecar]:
+        """What must be kept beside the pages."""
+        return frozenset()
+
+    def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:
+        """Refuse a model that the settings do not fit.
+
+        Raises:
+            ConfigError: what does not fit, and what is allowed.
+        """
+
+    def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
+        """What the queries [B, Hq, Dk] read; the tokens they belong to are stored already."""
+        raise NotImplementedError
+
+    def observe(self, query: Tensor, lse: Tensor, layer: LayerView) -> None:
+        """See queries [T, Hq, Dk] of a prompt, and the lse [T, Hq] of their dense attention.
+
+        Called for a method that observes, in order of position; `layer` shows one sequence, up to the last
+        of these tokens.
+        """

@@ -1,0 +1,62 @@
+"""From scores to a selection: forced units, budget, top-k, cumulative mass. The one place that does it."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from headway.engine.selection.decode_selection import DecodeSelection
+from headway.engine.selection.layer_view import LayerView
+from headway.engine.selection.settings import BudgetSettings
+from headway.kernels.top_k import top_k
+
+
+def choose(scores: Tensor, layer: LayerView, settings: BudgetSettings, unit: int) -> DecodeSelection:
+    """The best units of each row beside the forced ones, all within the budget.
+
+    Args:
+        scores: fp32 [B, Hs, N] of units of `unit` tokens, -inf behind a sequence's end; overwritten.
+            With `mass`, they must be logits of the softmax whose mass is meant.
+    """
+    step = layer.step
+    width, limits = _budget(layer, settings, unit)
+    logits = scores.clone() if settings.mass is not None else scores
+    forced = step.forced(unit, settings.sink_size, settings.window_size)
+    scores.masked_fill_(forced[:, : scores.shape[-1]].unsqueeze(1), math.inf)
+    if limits is not None:
+        limits = limits.unsqueeze(1).expand(scores.shape[:2])
+    indices = top_k(scores, width, limits)
+    if settings.mass is None:
+        counts = None if limits is None else limits[:, 0] * unit
+        return DecodeSelection(indices, unit, counts)
+    indices = _covering(indices, logits, scores, settings.mass)
+    counts = (indices >= 0).sum((1, 2)) * unit // indices.shape[1]
+    return DecodeSelection(indices, unit, counts)
+
+
+def _budget(layer: LayerView, settings: BudgetSettings, unit: int) -> tuple[int, Tensor | None]:
+    """Units a row may have at most, and each sequence's own limit, int64 [B], where they differ."""
+    width = -(-settings.budget // unit)
+    if settings.fraction is None:
+        return width, None
+    lens = layer.step.kv_lens.long()
+    limits = (lens * settings.fraction / unit).ceil().long().clamp_min(width)
+    longest = max(layer.plan.host_kv_lens)
+    return max(width, math.ceil(longest * settings.fraction / unit)), limits
+
+
+def _covering(indices: Tensor, logits: Tensor, scores: Tensor, mass: float) -> Tensor:
+    """Drop the weakest chosen units as long as the rest covers `mass` of the whole row; never forced ones."""
+    chosen = indices >= 0
+    at = indices.clamp_min(0).long()
+    total = torch.logsumexp(logits, -1, keepdim=True)
+    weight = torch.where(chosen, torch.exp(logits.gather(-1, at) - total), 0.0)
+    forced = chosen & scores.gather(-1, at).isposinf()
+    by_rank, rank = weight.sort(-1, descending=True, stable=True)
+    before = by_rank.cumsum(-1) - by_rank
+    needed = torch.empty_like(chosen).scatter_(-1, rank, before < mass)
+    kept = chosen & (needed | forced)
+    # Ascending order with the holes at the end: a hole sorts behind every index.
+    last = torch.iinfo(indices.dtype).max
+    packed = torch.where(kept, indices, last).sort(-1).values
+    return torch.where(packed == last, -1, packed)

@@ -1,0 +1,119 @@
+"""Attention of one decode group in one layer: ask the method, read what it selects, count what was read."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headway.engine.methods.decode.base import DecodeMethod
+from headway.engine.selection.decode_selection import DecodeSelection
+from headway.engine.selection.layer_view import LayerView
+from headway.kernels.paged_attention import paged_attention, plan
+from headway.kernels.selected_attention import selected_attention
+
+Attended = tuple[Tensor, Tensor]
+"""out [B, Hq, Dv] and lse fp32 [B, Hq]."""
+
+
+def attend(query: Tensor, layer: LayerView, method: DecodeMethod[Any]) -> Tensor:
+    """Attention of one query per sequence, [B, Hq, Dk] → [B, Hq, Dv], over what the method selects."""
+    step, spec = layer.step, layer.spec
+    lens = step.plan.host_kv_lens
+    for member, length in zip(step.stack.members, lens, strict=True):
+        member.layer_steps += 1
+        member.context += length
+    if spec.layer_idx < method.settings.dense_layers:
+        _count_all(layer)
+        out, _ = _dense(query, layer)
+        return out
+    selection = method.select(query, layer)
+    step.handed[spec.layer_idx] = selection
+    _count(selection, layer)
+    return attend_selected(query, layer, selection)[0]
+
+
+def attend_selected(query: Tensor, layer: LayerView, selection: DecodeSelection) -> Attended:
+    """Attention over a selection; rows that it marks as dense read everything."""
+    if selection.dense is None:
+        return _selected(query, layer, selection)
+    if query.device.type == "cpu":  # looking at the mask is free here
+        return _split(query, layer, selection, selection.dense)
+    out, lse = _selected(query, layer, selection, active=~selection.dense)
+    everything = torch.arange(step_pages(layer), dtype=torch.int32, device=query.device)
+    whole = DecodeSelection(everything.expand(len(query), 1, -1).contiguous(), layer.page_size)
+    return _selected(query, layer, whole, active=selection.dense, into=(out, lse))
+
+
+def step_pages(layer: LayerView) -> int:
+    """Pages of the longest sequence."""
+    return max(map(len, layer.plan.host_tables))
+
+
+def _split(query: Tensor, layer: LayerView, selection: DecodeSelection, dense: Tensor) -> Attended:
+    rows = dense.nonzero().flatten()
+    if len(rows) == 0:
+        return _selected(query, layer, selection)
+    whole = layer.plan
+    if len(rows) == len(query):
+        return _dense(query, layer)
+    out, lse = _selected(query, layer, selection, active=~dense)
+    picked = rows.tolist()
+    sub = plan(
+        [1] * len(picked),
+        [whole.host_kv_lens[i] for i in picked],
+        [whole.host_tables[i] for i in picked],
+        whole.page_size,
+        whole.device,
+    )
+    spec = layer.spec
+    out[rows], lse[rows] = paged_attention(
+        query[rows], layer.key_cache, layer.value_cache, sub,
+        scale=spec.scale, softcap=spec.softcap, sinks=spec.sinks,
+    )  # fmt: skip
+    return out, lse
+
+
+def _dense(query: Tensor, layer: LayerView) -> Attended:
+    spec = layer.spec
+    return paged_attention(
+        query, layer.key_cache, layer.value_cache, layer.plan,
+        scale=spec.scale, softcap=spec.softcap, sinks=spec.sinks,
+    )  # fmt: skip
+
+
+def _selected(
+    query: Tensor,
+    layer: LayerView,
+    selection: DecodeSelection,
+    active: Tensor | None = None,
+    into: Attended | None = None,
+) -> Attended:
+    spec = layer.spec
+    if active is not None and into is None:
+        shape = (*query.shape[:2], layer.value_cache.shape[3])
+        into = query.new_zeros(shape), query.new_zeros(shape[:2], dtype=torch.float32)
+    out, lse = into or (None, None)
+    return selected_attention(
+        query, layer.key_cache, layer.value_cache, layer.plan, selection.indices, selection.unit,
+        scale=spec.scale, softcap=spec.softcap, sinks=spec.sinks, active=active, out=out, lse=lse,
+    )  # fmt: skip
+
+
+def _count(selection: DecodeSelection, layer: LayerView) -> None:
+    """Add the tokens read to the sequences' counters, on the host where the host knows."""
+    step = layer.step
+    most = selection.indices.shape[2] * selection.unit
+    if selection.counts is None and selection.dense is None:
+        for member, length in zip(step.stack.members, step.plan.host_kv_lens, strict=True):
+            member.attended += min(length, most)
+        return
+    lens = step.kv_lens
+    counts = lens.clamp_max(most) if selection.counts is None else torch.minimum(selection.counts, lens)
+    if selection.dense is not None:
+        counts = torch.where(selection.dense, lens, counts)
+    step.stack.attended += counts
+
+
+def _count_all(layer: LayerView) -> None:
+    for member, length in zip(layer.step.stack.members, layer.plan.host_kv_lens, strict=True):
+        member.attended += length
