@@ -6,6 +6,7 @@ from headway.engine.core import Engine
 from headway.engine.errors import ConfigError
 from headway.engine.loaded import LoadedModel
 from headway.engine.loading import load
+from headway.engine.low_rank import provide_bases
 from headway.engine.memory_plan import plan_memory
 from headway.engine.messages import ModelInfo
 from headway.engine.pages import PageAllocator
@@ -34,6 +35,7 @@ def build(config: EngineConfig) -> Engine:
     kv_cache = KVCache(
         loaded.specs, plan.num_pages, plan.page_size, loaded.dtype, loaded.device, recipes.sidecars
     )
+    provide_bases(loaded, kv_cache, plan.max_context)
     info = ModelInfo(
         name=config.model.served_name or config.model.name,
         max_context=plan.max_context,

@@ -24,6 +24,10 @@ class Section(BaseModel):
 Schema = typing.TypeVar("Schema", bound=BaseModel)
 
 
+class WrongKeys(ValueError):
+    """What a validator found wrong inside its value: lines that begin with a key of it."""
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
@@ -52,18 +56,26 @@ def parse(schema: type[Schema], data: dict[str, Any]) -> Schema:
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(schema, item) for item in error.errors())) from error
+        raise ConfigError("\n".join(explain(schema, error))) from error
 
 
-def _explain(schema: type[BaseModel], item: Any) -> str:
+def explain(schema: type[BaseModel], error: ValidationError) -> list[str]:
+    """A line for each thing that is wrong: the key, what is allowed, and what it got."""
+    return [line for item in error.errors() for line in _explain(schema, item)]
+
+
+def _explain(schema: type[BaseModel], item: Any) -> list[str]:
     path = [str(part) for part in item["loc"]]
     where = ".".join(path)
+    inner = item.get("ctx", {}).get("error")
+    if isinstance(inner, WrongKeys):
+        return [f"{where}.{line}" for line in str(inner).splitlines()]
     if item["type"] != "extra_forbidden":
-        return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+        return [f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"]
     section = schema
     for part in path[:-1]:
         section = _section_of(section.model_fields[part].annotation)
-    return f"{where}: unknown key; did you mean {nearest(path[-1], sorted(section.model_fields))}"
+    return [f"{where}: unknown key; did you mean {nearest(path[-1], sorted(section.model_fields))}"]
 
 
 def nearest(word: str, valid: Sequence[str]) -> str:

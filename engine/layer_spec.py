@@ -5,6 +5,8 @@ from typing import Literal
 
 import torch
 
+from headway.engine.rotation import Rotation
+
 RopeStyle = Literal["none", "half", "interleaved", "unknown"]
 
 
@@ -21,6 +23,8 @@ class LayerSpec:
         softcap: c in tanh(s/c)·c; None: off.
         sinks: one logit per query head that joins the softmax without a value; None: none.
         rope: style of the rotation that the model applied; `unknown` where no known style fits.
+        rotation: that rotation, where it turns each pair by a constant angle per position; None: there is
+            none, its style is unknown, or its angles depend on the sequence's length.
         kv_source: the layer whose keys and values this layer reads (its own index unless KV is shared).
         latent_dim: rank of the MLA latent; None for ordinary attention. The value is then the first
             `latent_dim` numbers of the cached key.
@@ -36,6 +40,7 @@ class LayerSpec:
     softcap: float | None = None
     sinks: torch.Tensor | None = field(default=None, repr=False)
     rope: RopeStyle = "unknown"
+    rotation: Rotation | None = field(default=None, repr=False)
     kv_source: int = -1
     latent_dim: int | None = None
 

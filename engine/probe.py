@@ -16,6 +16,7 @@ from headway.engine.latent import LatentProjection, projections
 from headway.engine.layer_spec import LayerSpec, RopeStyle
 from headway.engine.masks import MaskProbe
 from headway.engine.patch import attached
+from headway.engine.rotation import Rotation
 
 PROBE_TOKENS = 9
 UNDERSTOOD_TENSORS = {"s_aux", "position_ids"}
@@ -79,12 +80,13 @@ def probe(model: PreTrainedModel, longest: int) -> tuple[LayerSpec, ...]:
         )
     # Layers that share keys and values pass the same tensor.
     owners: dict[int, int] = {}
+    frequencies = rope_style.constant_frequencies(model)
     specs = []
     for layer_idx in layers:
         call = rotated.calls[layer_idx]
         _check(layer_idx, call)
         source = owners.setdefault(call.key.data_ptr(), layer_idx)
-        rope = rope_style.classify(plain.calls[layer_idx].query, call.query, rope_outputs)
+        rope = rope_style.classify(plain.calls[layer_idx].query, call.query, rope_outputs, frequencies)
         window = rotated.masks.window(layer_idx, call.mask, longest)
         specs.append(_spec(layer_idx, source, call, window, rope, rotated.latents.get(layer_idx)))
     return tuple(specs)
@@ -143,7 +145,7 @@ def _spec(
     source: int,
     call: _Call,
     window: int | None,
-    rope: RopeStyle,
+    rope: tuple[RopeStyle, Rotation | None],
     latent: LatentProjection | None,
 ) -> LayerSpec:
     key_dim, value_dim = call.key.shape[-1], call.value.shape[-1]
@@ -159,7 +161,8 @@ def _spec(
         window=window,
         softcap=None if softcap is None else float(softcap),
         sinks=None if sinks is None else sinks.detach(),
-        rope=rope,
+        rope=rope[0],
+        rotation=rope[1],
         kv_source=source,
         latent_dim=None if latent is None else latent.rank,
     )

@@ -85,7 +85,8 @@ class Sequence:
         """
         if self.decode is None:
             return sys.maxsize
-        return max(self.num_prompt, self.decode.settings.dense_below)
+        dense_below: int = self.decode.settings.dense_below
+        return max(self.num_prompt, dense_below)
 
     @property
     def observed_from(self) -> int:

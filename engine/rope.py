@@ -75,6 +75,11 @@ def is_rotary(module: torch.nn.Module) -> bool:
     return any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False))
 
 
+def depends_on_length(module: torch.nn.Module) -> bool:
+    """Whether the frequencies of a rotary embedding depend on the sequence's length."""
+    return bool(_rules_of(module))
+
+
 def _rules_of(module: torch.nn.Module) -> list[_Rule]:
     if not is_rotary(module):
         return []

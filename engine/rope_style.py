@@ -1,13 +1,15 @@
 """Which rotation a layer applied to its queries, found by comparing a run with and without rotation."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from headway.engine.layer_spec import RopeStyle
-from headway.engine.rope import is_rotary
+from headway.engine.rope import depends_on_length, is_rotary
+from headway.engine.rotation import Rotation
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 
@@ -29,11 +31,13 @@ def observed(model: torch.nn.Module, *, identity: bool) -> Iterator[list[Any]]:
             handle.remove()
 
 
-def classify(plain: torch.Tensor, rotated: torch.Tensor, outputs: list[Any]) -> RopeStyle:
-    """Name the rotation that makes `rotated` of `plain`.
+def classify(
+    plain: torch.Tensor, rotated: torch.Tensor, outputs: list[Any], frequencies: Iterable[torch.Tensor]
+) -> tuple[RopeStyle, Rotation | None]:
+    """Name the rotation that makes `rotated` of `plain`, and describe it if its frequencies are among these.
 
     Args:
-        plain, rotated: queries [1, Hq, T, D] of one layer, without and with rotation.
+        plain, rotated: queries [1, Hq, T, D] of one layer at positions 0…T-1, without and with rotation.
         outputs: what the rotary embeddings returned in the rotated run.
     """
     plain, rotated = plain[0].float(), rotated[0].float()
@@ -43,19 +47,39 @@ def classify(plain: torch.Tensor, rotated: torch.Tensor, outputs: list[Any]) -> 
         return bool((candidate - rotated).abs().max() <= tolerance)
 
     if fits(plain):
-        return "none"
-    styles: tuple[tuple[RopeStyle, Callable[..., torch.Tensor]], ...] = (
-        ("half", _rotate_half),
-        ("interleaved", _rotate_interleaved),
-    )
+        return "none", None
+    styles: tuple[Literal["half", "interleaved"], ...] = ("half", "interleaved")
     for cos, sin in _angles(outputs, plain.shape[-1]):
-        size = 2 * cos.shape[-1]
-        for style, rotate in styles:
-            front = torch.cat((rotate(plain[..., :size], cos, sin), plain[..., size:]), dim=-1)
-            back = torch.cat((plain[..., :-size], rotate(plain[..., -size:], cos, sin)), dim=-1)
-            if fits(front) or fits(back):
-                return style
-    return "unknown"
+        found = _matching(cos, sin, frequencies)
+        for style, last in itertools.product(styles, (False, True)):
+            rotation = Rotation(style, last, cos[0] if found is None else found)
+            if fits(rotation.apply(plain, cos, sin)):
+                return style, None if found is None else rotation
+    return "unknown", None
+
+
+def constant_frequencies(model: torch.nn.Module) -> list[torch.Tensor]:
+    """The frequencies, float32 [pairs], of the rotary embeddings that do not depend on the length."""
+    return [
+        buffer.detach().float()
+        for module in model.modules()
+        if is_rotary(module) and not depends_on_length(module)
+        for name, buffer in module.named_buffers(recurse=False)
+        if name.endswith("inv_freq")
+    ]
+
+
+def _matching(
+    cos: torch.Tensor, sin: torch.Tensor, frequencies: Iterable[torch.Tensor]
+) -> torch.Tensor | None:
+    """Those frequencies that turn by these angles [T, pairs] at positions 0…T-1."""
+    positions = torch.arange(len(cos), device=cos.device).unsqueeze(1)
+    for candidate in frequencies:
+        if candidate.shape == cos.shape[1:]:
+            apart = torch.atan2(sin, cos) - positions * candidate
+            if float((1 - apart.cos()).max()) < 1e-4:
+                return candidate
+    return None
 
 
 def _is_float32(output: Any) -> bool:
@@ -80,13 +104,3 @@ def _angles(outputs: list[Any], head_dim: int) -> Iterator[Angles]:
         for reading in (slice(0, pairs), slice(0, None, 2), slice(None)):
             if 0 < 2 * cos[:, reading].shape[-1] <= head_dim:
                 yield cos[:, reading], sin[:, reading]
-
-
-def _rotate_half(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
-def _rotate_interleaved(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    even, odd = states[..., ::2], states[..., 1::2]
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)

@@ -70,14 +70,19 @@ class ModelRunner:
         )
         rows = batch.logit_rows()
         every_row = len(rows) == batch.num_tokens
-        with torch.inference_mode(), forward_context.entered(step):
-            output = self._loaded.model(
-                input_ids=input_ids.unsqueeze(0),
-                position_ids=position_ids.unsqueeze(0),
-                use_cache=False,
-                logits_to_keep=0 if every_row else self._to_device(rows),
-            )
-            logits: torch.Tensor = output.logits[0].float()
+        try:
+            with torch.inference_mode(), forward_context.entered(step):
+                output = self._loaded.model(
+                    input_ids=input_ids.unsqueeze(0),
+                    position_ids=position_ids.unsqueeze(0),
+                    use_cache=False,
+                    logits_to_keep=0 if every_row else self._to_device(rows),
+                )
+                logits: torch.Tensor = output.logits[0].float()
+        except Exception:
+            if selection is not None:
+                selection.undo()
+            raise
         if selection is not None:
             selection.done()
         return logits

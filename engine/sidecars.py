@@ -3,35 +3,47 @@
 Written whenever the page is written, so a page that the prefix cache hands out brings its own.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from headway.engine.chunk_keys import chunk_keys
 from headway.engine.layer_spec import LayerSpec
 from headway.kernels.page_summary import summarise_pages
 from headway.kernels.store_kv import store_kv
 
-Kind = Literal["bounds", "mean", "low_rank"]
+Kind = Literal["bounds", "mean", "chunk_key", "low_rank"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Sidecar:
     """One kind of sidecar.
 
-    `bounds`: channel-wise maximum, then minimum, of a page's keys; `mean`: their mean; `low_rank`: every key
-    in the first `rank` directions of a basis.
+    `bounds`: channel-wise maximum, then minimum, of the keys of `unit` tokens (0: of a page); `mean`: their
+    mean; `chunk_key`: see `chunk_keys`; `low_rank`: every key in the first `rank` directions (0: a quarter
+    of all) of the basis in the file `basis` (none: see `low_rank`).
     """
 
     kind: Kind
     rank: int = 0
+    unit: int = 0
+    basis: str = ""
 
-    def numbers(self, spec: LayerSpec, page_size: int) -> int:
-        """Numbers that one page of a layer takes."""
-        per_head = {"bounds": 2 * spec.key_dim, "mean": spec.key_dim, "low_rank": page_size * self.rank}
-        return spec.num_kv_heads * per_head[self.kind]
+    def tokens(self, page_size: int) -> int:
+        """Tokens that one row of the table stands for; never more than a page."""
+        if self.kind == "low_rank":
+            return 1
+        return min(self.unit, page_size) if self.unit else page_size
+
+    def shape(self, spec: LayerSpec, page_size: int) -> tuple[int, int, int]:
+        """(rows, Hkv, numbers) of one page of a layer."""
+        sizes = {"bounds": 2 * spec.key_dim, "low_rank": self.rank or max(1, spec.key_dim // 4)}
+        rows = page_size // self.tokens(page_size)
+        return rows, spec.num_kv_heads, sizes.get(self.kind, spec.key_dim)
 
 
 def carries(spec: LayerSpec) -> bool:
@@ -44,23 +56,35 @@ def sidecar_bytes(
 ) -> int:
     """Bytes that the sidecars of one page cost over all layers."""
     return dtype.itemsize * sum(
-        sidecar.numbers(spec, page_size) for sidecar in sidecars for spec in specs if carries(spec)
+        math.prod(sidecar.shape(spec, page_size)) for sidecar in sidecars for spec in specs if carries(spec)
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WrittenPages:
     """The pages that a batch writes to, int64 [P], and how many tokens each holds afterwards."""
 
     pages: Tensor
     filled: Tensor
+    _parts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def parts(self, parts: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """The same in parts of pages: each page is `parts` parts of `tokens` tokens; -1 for an empty part."""
+        if parts not in self._parts:
+            part = torch.arange(parts, device=self.pages.device)
+            filled = (self.filled.unsqueeze(1) - part * tokens).clamp(0, tokens)
+            pages = torch.where(filled > 0, self.pages.unsqueeze(1) * parts + part, -1)
+            self._parts[parts] = pages.flatten(), filled.clamp_min(1).flatten()
+        return self._parts[parts]
 
 
 class SidecarStore:
     """The sidecars of all layers.
 
-    Args:
-        bases: for `low_rank`, float [Hkv, key_dim, rank] by layer_idx, orthonormal columns.
+    Attributes:
+        kept: what is kept of every page.
+        bases: of a `low_rank` sidecar, by layer_idx: [Hkv, key_dim, rank] with orthonormal columns, in the
+            cache's dtype.
     """
 
     def __init__(
@@ -72,28 +96,23 @@ class SidecarStore:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.bases: dict[int, Tensor] = {}
+        self.kept = tuple(sorted(sidecars))
+        self.bases: dict[Sidecar, dict[int, Tensor]] = {}
+        self._scales = {spec.layer_idx: spec.scale for spec in specs}
         self._tables: dict[int, dict[Sidecar, Tensor]] = {}
         for spec in specs:
             if not carries(spec):
                 continue
             self._tables[spec.layer_idx] = {
-                sidecar: torch.empty(
-                    num_pages,
-                    page_size if sidecar.kind == "low_rank" else 1,
-                    spec.num_kv_heads,
-                    sidecar.numbers(spec, 1) // spec.num_kv_heads,
-                    dtype=dtype,
-                    device=device,
-                )
-                for sidecar in sorted(sidecars)
+                sidecar: torch.empty(num_pages, *sidecar.shape(spec, page_size), dtype=dtype, device=device)
+                for sidecar in self.kept
             }
 
     def __bool__(self) -> bool:
         return any(self._tables.values())
 
     def of(self, layer_idx: int) -> Mapping[Sidecar, Tensor]:
-        """Tables [num_pages, units, Hkv, numbers] of a layer; empty for one without sidecars."""
+        """Tables [num_pages, rows, Hkv, numbers] of a layer; empty for one without sidecars."""
         return self._tables.get(layer_idx, {})
 
     def write(
@@ -106,16 +125,22 @@ class SidecarStore:
             key_cache: the layer's keys, those included.
             slot_mapping: int64 [T], their cells.
         """
-        tables = {sidecar.kind: table for sidecar, table in self.of(layer_idx).items()}
-        if "bounds" in tables or "mean" in tables:
-            summarise_pages(
-                key_cache, written.pages, written.filled, bounds=tables.get("bounds"), mean=tables.get("mean")
-            )
-        if "low_rank" in tables:
-            store_kv(self.project(layer_idx, key), None, tables["low_rank"], None, slot_mapping)
+        for sidecar, table in self.of(layer_idx).items():
+            if sidecar.kind == "low_rank":
+                store_kv(self.project(layer_idx, sidecar, key), None, table, None, slot_mapping)
+                continue
+            parts, tokens = table.shape[1], key_cache.shape[1] // table.shape[1]
+            pages, filled = written.parts(parts, tokens)
+            if sidecar.kind == "chunk_key":
+                units = key_cache[written.pages].unflatten(1, (parts, tokens)).flatten(0, 1)
+                summaries = chunk_keys(units, filled, self._scales[layer_idx])
+                table[written.pages] = summaries.unflatten(0, (-1, parts))
+                continue
+            keys, rows = key_cache.view(-1, tokens, *key_cache.shape[2:]), table.view(-1, 1, *table.shape[2:])
+            summarise_pages(keys, pages, filled, **{sidecar.kind: rows})
 
-    def project(self, layer_idx: int, rows: Tensor) -> Tensor:
-        """Keys [T, Hkv, Dk] or queries [T, Hq, Dk] in the layer's low-rank basis, same dtype."""
-        basis = self.bases[layer_idx]
-        grouped = rows.unflatten(1, (basis.shape[0], -1))
-        return torch.einsum("tgnd,gdr->tgnr", grouped, basis.to(rows.dtype)).flatten(1, 2)
+    def project(self, layer_idx: int, sidecar: Sidecar, rows: Tensor) -> Tensor:
+        """Keys [T, Hkv, Dk] or queries [T, Hq, Dk] in the basis of a `low_rank` sidecar, same dtype."""
+        basis = self.bases[sidecar][layer_idx]
+        grouped = rows.view(rows.shape[0], basis.shape[0], -1, rows.shape[2])
+        return torch.einsum("tgnd,gdr->tgnr", grouped, basis).flatten(1, 2)

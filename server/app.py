@@ -9,6 +9,7 @@ from headway.server import chat, completions, errors, openapi, routes
 from headway.server.auth import RequireKey
 from headway.server.body_limit import LimitBody
 from headway.server.drain import CountWork
+from headway.server.headway_options import options_schema
 from headway.server.metrics import CountAnswers
 from headway.server.service import Service
 from headway.server.settings import Settings
@@ -23,7 +24,7 @@ def create_app(settings: Settings, engine: EngineClient, tokenizer: Tokenizer) -
     for router in (chat.router, completions.router, routes.router):
         app.include_router(router)
     errors.install(app)
-    openapi.install(app)
+    openapi.install(app, options_schema(service.offer))
     # The last one added is the outermost.
     app.add_middleware(CountWork, drain=service.drain)
     app.add_middleware(LimitBody, max_bytes=settings.server.max_body_bytes)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 import headway
 from headway.engine.messages import ModelInfo
+from headway.engine.recipe import Offer
 from headway.server.settings import ServerConfig
 
 NEEDLE_CAN = (
@@ -25,7 +26,13 @@ _OTHER_QUESTION = "Say hello in five languages."
 
 
 def show(
-    console: Console, info: ModelInfo, model: str, config: ServerConfig, port: int, embedded: bool
+    console: Console,
+    info: ModelInfo,
+    model: str,
+    offer: Offer,
+    config: ServerConfig,
+    port: int,
+    embedded: bool,
 ) -> None:
     """Print the banner; `port` is where the server listens, `embedded` says that the model is needle."""
     url = f"http://{_host(config.host)}:{port}"
@@ -34,6 +41,7 @@ def show(
     facts.add_column()
     facts.add_row("model", Text(f"{model} ({info.dtype} on {info.device})"))
     facts.add_row("plan", Text(info.plan))
+    facts.add_row("recipe", Text(_recipe(offer)))
     facts.add_row("API", Text(f"{url}/v1   reference: {url}/docs   metrics: {url}/metrics"))
     facts.add_row("API keys", _access(config))
     if embedded:
@@ -49,6 +57,16 @@ def _host(host: str) -> str:
     if host in {"0.0.0.0", "::", ""}:
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
+
+
+def _recipe(offer: Offer) -> str:
+    settings = offer.default
+    said = ", ".join(
+        f"{name} {getattr(settings, name)}" for name in sorted(settings.model_fields_set - {"method"})
+    )
+    serves = f"{settings.method} ({said})" if said else settings.method
+    others = [name for name in offer.methods if name != settings.method]
+    return f"{serves}; requests may choose {', '.join(others)}" if others else serves
 
 
 def _access(config: ServerConfig) -> Text:

@@ -9,7 +9,6 @@ from rich.console import Console
 
 import headway
 from headway.engine.errors import ConfigError, HeadwayError
-from headway.server.settings import Settings, load_settings
 
 app = typer.Typer(
     help="Headway serves long documents to language models through the OpenAI API.",
@@ -109,6 +108,10 @@ def serve(
 
     HEADWAY_API_KEYS=secret headway serve ./my-model --config headway.yaml --host 0.0.0.0
     """
+    # Here, because torch takes seconds to import and `headway --help` should not.
+    from headway.server.run import run
+    from headway.server.settings import load_settings
+
     settings = load_settings(
         config,
         {
@@ -119,9 +122,6 @@ def serve(
             "server.api_keys": api_key or None,
         },
     )
-    # Here, because torch takes seconds to import and `headway --help` should not.
-    from headway.server.run import run
-
     run(settings, Console(stderr=True))
 
 
@@ -149,12 +149,41 @@ def ask(
 
     headway ask notes.txt "What is the access code of the north gate?"
     """
-    overrides = _model_overrides(model, dtype, device, max_context, memory, threads)
-    settings: Settings = load_settings(config, overrides)
     # Here, because torch takes seconds to import and `headway --help` should not.
     from headway.server.ask import ask as run_ask
+    from headway.server.settings import load_settings
 
+    overrides = _model_overrides(model, dtype, device, max_context, memory, threads)
+    settings = load_settings(config, overrides)
     run_ask(settings.engine, _read(file), question, max_tokens)
+
+
+@app.command()
+def recipes(
+    method: Annotated[
+        str | None,
+        typer.Argument(metavar="METHOD", help="Show this one in full; default: all.", show_default=False),
+    ] = None,
+) -> None:
+    """List the decode methods: what each reads, its settings, what it needs, and what it rules out.
+
+    A method decides which part of the KV cache every generated token reads. Which one serves is said in the
+    file of [bold]headway serve --config FILE[/bold], under [bold]recipe[/bold]; requests may choose among
+    those that the file offers.
+
+    [bold]Examples[/bold]
+
+    headway recipes
+
+    headway recipes quest
+    """
+    # Here, because torch takes seconds to import and `headway --help` should not.
+    from headway.server.recipes import show_all, show_one
+
+    if method is None:
+        show_all(Console())
+    else:
+        show_one(Console(), method)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from headway.engine.client import EngineClient
 from headway.engine.errors import RequestFailed
-from headway.engine.messages import Logprob, Progress, Submit, Tokens
+from headway.engine.messages import Logprob, Progress, SelectionUsage, Submit, Tokens
 from headway.server.answer_text import AnswerText
 from headway.server.metrics import Metrics, RequestTimer
 from headway.server.sampling import TextOptions
@@ -36,6 +36,7 @@ class Piece:
     Attributes:
         offset: characters of the answer before this token.
         finish_reason: set on the last piece.
+        selection: what decode selection did for the whole answer; on a last piece that the engine ended.
     """
 
     token: int
@@ -43,6 +44,7 @@ class Piece:
     offset: int
     logprob: Logprob | None
     finish_reason: Reason | None
+    selection: SelectionUsage | None = None
 
 
 GenerationEvent = Progress | Started | Piece
@@ -71,6 +73,8 @@ async def generate(
                 if not started:
                     started = True
                     yield Started(event.cached_tokens, event.prompt_logprobs)
+                if event.selection is not None:
+                    metrics.selected(event.selection)
                 for index, token in enumerate(event.token_ids):
                     timer.token()
                     last = index == len(event.token_ids) - 1
@@ -81,7 +85,8 @@ async def generate(
                     if text.stopped:
                         reason = "stop"
                     timer.reason = reason
-                    yield Piece(token, new, offset, event.logprobs[index] if event.logprobs else None, reason)
+                    logprob = event.logprobs[index] if event.logprobs else None
+                    yield Piece(token, new, offset, logprob, reason, event.selection if last else None)
                     if reason:
                         return
     raise RequestFailed("the engine ended this request without a reason")

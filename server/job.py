@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from headway.engine.messages import SamplingParams, Submit
 from headway.engine.request import check
 from headway.server.generation import GenerationEvent, generate
+from headway.server.headway_options import Decoding
 from headway.server.merge import merge
 from headway.server.sampling import TextOptions
 from headway.server.schema import SamplingFields
@@ -26,6 +27,7 @@ class Job:
     n: int
     sampling: SamplingParams
     text: TextOptions
+    decode: Decoding
     priority: int
     cache_salt: str
     progress: bool
@@ -38,6 +40,7 @@ class Job:
         prompts: list[list[int]],
         sampling: SamplingParams,
         text: TextOptions,
+        decode: Decoding,
     ) -> "Job":
         """A job with a fresh id that begins with `kind`."""
         options = body.stream_options
@@ -48,6 +51,7 @@ class Job:
             n=body.n or 1,
             sampling=sampling,
             text=text,
+            decode=decode,
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
             progress=bool(body.stream and options and options.include_progress),
@@ -72,6 +76,7 @@ class Job:
                 priority=self.priority,
                 cache_salt=self.cache_salt,
                 progress=self.progress,
+                decode=self.decode.choice,
             )
             for index in range(len(self.prompts) * self.n)
         ]

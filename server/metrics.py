@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headway.engine.client import EngineClient
+from headway.engine.messages import SelectionUsage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -55,6 +56,15 @@ class Metrics:
         self._http = Counter(
             "headway:http_requests", "HTTP answers.", ["route", "status"], registry=self.registry
         )
+        self._selection = {
+            name: Counter(f"headway:{name}", text, ["model_name", "method"], registry=self.registry)
+            for name, text in (
+                ("selection_steps", "Tokens decoded by a method that selects, of ended requests."),
+                ("attended_tokens", "KV tokens that they read, averaged over layers."),
+                ("context_tokens", "KV tokens that dense attention would have read for them."),
+                ("selection_refreshes", "Lists made anew, summed over layers."),
+            )
+        }
         self._model = model
 
     def _histogram(self, name: str, buckets: tuple[float, ...], model: str) -> Histogram:
@@ -66,6 +76,17 @@ class Metrics:
     def finished(self, reason: str) -> None:
         """Count an ended request; `reason` is stop, length, abort or error."""
         self._finished.labels(self._model, reason).inc()
+
+    def selected(self, usage: SelectionUsage) -> None:
+        """Count what decode selection did for an ended request."""
+        attended = usage.tokens_per_step * usage.steps
+        for name, value in (
+            ("selection_steps", usage.steps),
+            ("attended_tokens", attended),
+            ("context_tokens", attended / usage.kv_read_share),
+            ("selection_refreshes", usage.refreshes),
+        ):
+            self._selection[name].labels(self._model, usage.method).inc(value)
 
     def answered(self, route: str, status: int) -> None:
         """Count an HTTP answer; `route` is a route's template, never a client's path."""

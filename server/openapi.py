@@ -42,18 +42,25 @@ def generation_responses(whole: type[BaseModel]) -> Responses:
     return {200: success, **errors(*BODY_ERRORS, 429)}
 
 
-def install(app: FastAPI) -> None:
-    """Take FastAPI's own form of validation errors, which Headway never answers with, out of the document."""
+def install(app: FastAPI, options: dict[str, Any]) -> None:
+    """Say in the document what FastAPI cannot know.
+
+    That is `options`, the schema of the field `headway`, which follows the server's configuration; and that
+    Headway never answers with FastAPI's own form of validation errors.
+    """
     generate = app.openapi
 
-    def without_422() -> dict[str, Any]:
+    def corrected() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = generate()
             for path in document["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
+            schemas = document["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
-                document["components"]["schemas"].pop(name, None)
+                schemas.pop(name, None)
+            for body in ("ChatRequest", "CompletionRequest"):
+                schemas[body]["properties"]["headway"] = options
         return generate()
 
-    app.openapi = without_422  # type: ignore[method-assign]
+    app.openapi = corrected  # type: ignore[method-assign]

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 FinishReason = Literal["stop", "length"]
 
@@ -13,6 +13,19 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class SelectionReport(BaseModel):
+    """What decode selection did: how much of the KV each token read.
+
+    The numbers are those of sequences that the engine ended; none are there if a stop string ended all.
+    """
+
+    method: str = Field(description="The decode method that served the request.")
+    steps: int = Field(0, description="Tokens that were decoded by selecting, over all choices.")
+    tokens_per_step: float = Field(0.0, description="KV tokens that a layer read for each, on average.")
+    kv_read_share: float = Field(1.0, description="Their share of all KV tokens of the context, 0 to 1.")
+    refreshes: int = Field(0, description="Lists made anew; 0 where every step makes one.")
+
+
 class UsageReport(BaseModel):
     """Tokens of a request."""
 
@@ -20,6 +33,9 @@ class UsageReport(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    headway: SelectionReport | None = Field(
+        None, description="There unless server and request leave everything at dense."
+    )
 
 
 class TokenLogprob(BaseModel):

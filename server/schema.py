@@ -114,6 +114,7 @@ class SamplingFields(_Strict):
         None, description="Separates this request's prefix cache from others'."
     )
     response_format: TextFormat = None
+    headway: dict[str, Any] | None = Field(None, description="Headway's own options.")
 
 
 class CompletionRequest(SamplingFields):

@@ -14,7 +14,7 @@ OUTPUTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
 def grow(state: dict[str, Tensor], after: list[int], sharpen: float = 1.0) -> dict[str, Tensor]:
-    """`state` with a silent copy behind each of the layers `after`; `sharpen`: factor of these layers' logits."""
+    """`state` with a silent copy behind each of the layers `after`, whose logits `sharpen` multiplies."""
     layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("layers."))
     new = {name: tensor for name, tensor in state.items() if not name.startswith("layers.")}
     at = 0

@@ -17,7 +17,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from headway.engine.needle import WEIGHTS
 from headway.engine.needle.coding import Coder
-from headway.engine.needle.evaluate import Tail, exact, haystack, load
+from headway.engine.needle.evaluate import exact, haystack, load
+from headway.engine.needle.tasks import Tail
 
 Head = tuple[int, int]
 

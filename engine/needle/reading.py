@@ -1,4 +1,4 @@
-"""A haystack read once without gradients, and questions about it with them: what makes long ones affordable."""
+"""A haystack read once without gradients, and questions about it with them: long ones become affordable."""
 
 from dataclasses import dataclass
 from random import Random
@@ -22,7 +22,7 @@ class Reading:
 
 
 def reading(rng: Random, coder: Coder, length: int, groups: int, tokens: int) -> Reading:
-    """A haystack of about `length` tokens and up to `groups` batches of questions of up to `tokens` tokens."""
+    """A haystack of about `length` tokens and up to `groups` batches of questions of `tokens` tokens."""
     while True:
         family, spec = draw(rng, length)
         sample = make(rng, coder, length, spec)

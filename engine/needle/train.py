@@ -125,7 +125,7 @@ class Run:
             g.copy_(part.view_as(g))
 
     def work(self, rng: Random, lengths: Random) -> Iterator[tuple[int, Batch, Callable[[], Tensor]]]:
-        """Endlessly (length, batch, its hidden states); all workers draw the same lengths, so that none waits."""
+        """Endlessly (length, batch, its hidden states); all workers draw the same lengths: none waits."""
         while True:
             length = LENGTHS[self.stage]
             if length >= LONG:

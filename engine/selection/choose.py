@@ -19,7 +19,7 @@ def choose(scores: Tensor, layer: LayerView, settings: BudgetSettings, unit: int
             With `mass`, they must be logits of the softmax whose mass is meant.
     """
     step = layer.step
-    width, limits = _budget(layer, settings, unit)
+    width, limits = limits_of(layer, settings, unit)
     logits = scores.clone() if settings.mass is not None else scores
     forced = step.forced(unit, settings.sink_size, settings.window_size)
     scores.masked_fill_(forced[:, : scores.shape[-1]].unsqueeze(1), math.inf)
@@ -34,9 +34,11 @@ def choose(scores: Tensor, layer: LayerView, settings: BudgetSettings, unit: int
     return DecodeSelection(indices, unit, counts)
 
 
-def _budget(layer: LayerView, settings: BudgetSettings, unit: int) -> tuple[int, Tensor | None]:
+def limits_of(layer: LayerView, settings: BudgetSettings, unit: int) -> tuple[int, Tensor | None]:
     """Units a row may have at most, and each sequence's own limit, int64 [B], where they differ."""
-    width = -(-settings.budget // unit)
+    # A window that begins inside a unit touches one more; without it, the tail would give way to the sinks.
+    forced = -(-settings.sink_size // unit) + (settings.window_size + unit - 2) // unit + 1
+    width = max(-(-settings.budget // unit), forced)
     if settings.fraction is None:
         return width, None
     lens = layer.step.kv_lens.long()
@@ -52,7 +54,7 @@ def _covering(indices: Tensor, logits: Tensor, scores: Tensor, mass: float) -> T
     total = torch.logsumexp(logits, -1, keepdim=True)
     weight = torch.where(chosen, torch.exp(logits.gather(-1, at) - total), 0.0)
     forced = chosen & scores.gather(-1, at).isposinf()
-    by_rank, rank = weight.sort(-1, descending=True, stable=True)
+    by_rank, rank = weight.sort(stable=True, dim=-1, descending=True)
     before = by_rank.cumsum(-1) - by_rank
     needed = torch.empty_like(chosen).scatter_(-1, rank, before < mass)
     kept = chosen & (needed | forced)

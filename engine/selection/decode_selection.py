@@ -12,7 +12,7 @@ class DecodeSelection:
     Attributes:
         indices: int32 [B, Hs, M], Hs = 1, Hkv or Hq: units of the sequence in ascending order, then -1.
         unit: tokens a unit; 1: token lists, page_size: page lists.
-        counts: int64 [B], tokens read per KV head where that is not M · unit; None: it is, or the whole context.
+        counts: int64 [B], tokens read per KV head; None: M · unit, or the whole context if that is less.
         dense: bool [B], rows that read everything and whose list is not used; None: no row.
     """
 

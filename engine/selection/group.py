@@ -29,7 +29,8 @@ def attend(query: Tensor, layer: LayerView, method: DecodeMethod[Any]) -> Tensor
     selection = method.select(query, layer)
     step.handed[spec.layer_idx] = selection
     _count(selection, layer)
-    return attend_selected(query, layer, selection)[0]
+    own = method.attend(query, layer, selection)
+    return attend_selected(query, layer, selection)[0] if own is None else own
 
 
 def attend_selected(query: Tensor, layer: LayerView, selection: DecodeSelection) -> Attended:

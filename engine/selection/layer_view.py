@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.selection.decode_selection import DecodeSelection
@@ -37,7 +38,7 @@ class GroupStep:
         return self.plan.kv_lens
 
     def forced(self, unit: int, sink_size: int, window_size: int) -> Tensor:
-        """bool [B, N]: units of `unit` tokens that hold a sink or a token of the window; tail unit included."""
+        """bool [B, N]: units of `unit` tokens that hold a sink or a token of the window, the tail included."""
 
         def build() -> Tensor:
             width = len(self.plan.block_table[0]) * self.plan.page_size // unit
@@ -82,13 +83,19 @@ class LayerView:
         return self.step.stack.tensors.get((self.spec.layer_idx, name))
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Remember a tensor [B, …] until the sequences' next step."""
+        """Remember a tensor [B, …] until the sequences' next step; it is never written into."""
         self.step.stack.tensors[self.spec.layer_idx, name] = tensor
 
     def keep(self, name: str, tensor: Tensor, rows: Tensor) -> Tensor:
-        """Remember `tensor` for the sequences `rows` (bool [B]) and what was there for the others."""
+        """Remember `tensor` for the sequences `rows` (bool [B]) and what was there for the others.
+
+        Of two different lengths in the last dimension, the shorter is filled up with zeros.
+        """
         before = self.get(name)
         if before is not None:
+            longer = before.shape[-1] - tensor.shape[-1]
+            if longer:
+                tensor, before = pad(tensor, (0, max(0, longer))), pad(before, (0, max(0, -longer)))
             wide = rows.view(-1, *(1 for _ in tensor.shape[1:]))
             tensor = torch.where(wide, tensor, before)
         self.put(name, tensor)

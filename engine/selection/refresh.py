@@ -7,29 +7,28 @@ from headway.engine.selection.layer_view import LayerView
 
 
 def every(layer: LayerView, stride: int) -> Tensor:
-    """bool [B]: fresh sequences, and every `stride`-th step of the others."""
-    return layer.step.fresh | (layer.step.steps % stride == 0)
+    """bool [B]: every `stride`-th decode step of a sequence, its first included."""
+    return layer.step.steps % stride == 0
 
 
-def turned(query: Tensor, layer: LayerView, similarity: float, due: Tensor) -> Tensor:
-    """Those of the `due` sequences (bool [B]) whose query has turned since its list was made.
+def turned(query: Tensor, layer: LayerView, similarity: float) -> Tensor:
+    """bool [B]: sequences whose query has turned since the one that `keep_query` remembers.
 
-    Compares the mean over the query heads, as Recycled Attention does, and remembers it where it says True;
-    the rotary embedding is in both.
+    Compares the mean over the query heads, as Recycled Attention does; the rotary embedding is in it.
 
     Args:
         query: [B, Hq, D].
-        similarity: the cosine below which a list is outdated; above 1: always.
+        similarity: the cosine up to which a query has turned; 1 or more: always.
     """
-    mean = query.float().mean(1)
     before = layer.get("query")
     if before is None:
-        refresh = due
-    else:
-        cosine = torch.cosine_similarity(mean, before, dim=-1)
-        refresh = due & (layer.step.fresh | ~(cosine >= similarity))
-    layer.keep("query", mean, refresh)
-    return refresh
+        return torch.ones_like(layer.step.fresh)
+    return ~(torch.cosine_similarity(query.float().mean(1), before, dim=-1) > similarity)
+
+
+def keep_query(query: Tensor, layer: LayerView, rows: Tensor) -> None:
+    """Remember the queries of the sequences `rows` (bool [B]) for `turned`."""
+    layer.keep("query", query.float().mean(1), rows)
 
 
 def anybody(rows: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """SelectionStep: what of one batch is not dense, and the attention of a layer over such a batch."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode.base import DecodeMethod
 from headway.engine.selection.group import attend
 from headway.engine.selection.layer_view import GroupStep, LayerView
-from headway.engine.selection.state import SelectionState, Stack, Stacks
+from headway.engine.selection.state import Name, SelectionState, Stack, Stacks
 from headway.engine.sidecars import SidecarStore
 from headway.kernels.paged_attention import AttentionPlan, paged_attention, plan
 
@@ -49,6 +49,12 @@ class SelectionStep:
     dense: AttentionPlan | None
     dense_rows: Tensor | None
     observed: tuple[Observed, ...]
+    _before: list[tuple[dict[Name, Tensor], dict[Name, Tensor]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        remembered = [group.step.stack.tensors for group in self.groups]
+        remembered += [one.state.rows for one in self.observed]
+        self._before.extend((tensors, dict(tensors)) for tensors in remembered)
 
     def attend(
         self, query: Tensor, spec: LayerSpec, key_cache: Tensor, value_cache: Tensor, store: SidecarStore
@@ -73,8 +79,16 @@ class SelectionStep:
             out[group.rows] = attend(query[group.rows], layer, group.method)
         return out
 
+    def undo(self) -> None:
+        """The step has failed in some layer: nothing of it is remembered, so that it can be repeated."""
+        for tensors, before in self._before:
+            tensors.clear()
+            tensors.update(before)
+
     def done(self) -> None:
         """The step has run through all layers."""
+        for one in self.observed:
+            one.state.observed = one.plan.host_kv_lens[0]
         for group in self.groups:
             for member in group.step.stack.members:
                 member.steps += 1
@@ -112,6 +126,7 @@ def selection_step(
         else:
             dense.append(index)
             watched |= _watched(chunk) is not None
+    stacks.keep_only(members.keys())
     if not members and not watched:
         return None
     starts = whole.host_starts

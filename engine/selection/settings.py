@@ -1,18 +1,22 @@
 """What all decode methods can be told; each method's own settings stand beside it."""
 
-from typing import Annotated
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+MOST = 2**30
+"""Above every context, and far enough from the end of int32 for sums of lengths on the device."""
+
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class DecodeSettings(BaseModel):
     """Settings of every decode method."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     method: str
     dense_below: Count = Field(4096, description="Contexts of fewer tokens are read whole.")
@@ -29,3 +33,27 @@ class BudgetSettings(DecodeSettings):
     mass: Share | None = Field(
         None, description="Stop earlier once this share of the ranked units' softmax mass is covered."
     )
+
+    @field_validator("budget")
+    @classmethod
+    def _holds_what_is_always_read(cls, value: int, others: ValidationInfo) -> int:
+        always = others.data.get("sink_size", 0) + others.data.get("window_size", 0)
+        if value < always:
+            raise ValueError(f"must hold the {always} tokens of sink_size and window_size")
+        return value
+
+
+def of_requests(schema: type[DecodeSettings]) -> tuple[str, ...]:
+    """The settings that a request may choose: numbers, switches and words of a fixed list.
+
+    Never free text, paths or lists: what names a file, or describes the model, is the server's to say.
+    """
+    return tuple(name for name, field in schema.model_fields.items() if _is_plain(field.annotation))
+
+
+def _is_plain(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, UnionType):
+        return all(_is_plain(part) for part in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return _is_plain(get_args(annotation)[0])
+    return get_origin(annotation) is Literal or annotation in (int, float, bool, type(None))

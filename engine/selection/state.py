@@ -1,6 +1,6 @@
 """SelectionState: what a method remembers of one request, and how a batch sees it."""
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ class SelectionState:
 
     Attributes:
         rows: the method's tensors [1, …], while no batch has them stacked.
+        observed: tokens of the prompt up to the last one that its method saw; 0: none.
         steps: decode steps done.
         layer_steps: layers attended to, summed over steps.
         attended, context: tokens read and tokens there, summed over steps and layers.
@@ -23,6 +24,7 @@ class SelectionState:
     """
 
     rows: dict[Name, Tensor] = field(default_factory=dict)
+    observed: int = 0
     steps: int = 0
     layer_steps: int = 0
     attended: float = 0.0
@@ -79,6 +81,11 @@ class Stacks:
         stack = Stack(members, {name: _stacked(name, members) for name in names}, zeros, zeros.clone())
         self._stacks[key] = stack
         return stack
+
+    def keep_only(self, keys: Collection[Hashable]) -> None:
+        """Let go of the other methods' stacks; their members, as far as they live on, keep their rows."""
+        for key in self._stacks.keys() - keys:
+            self._stacks.pop(key).unstack()
 
     def forget(self, state: SelectionState) -> None:
         """Bring this state's counters up to date and let go of its stack; other members keep their rows."""

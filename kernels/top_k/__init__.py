@@ -1,5 +1,9 @@
 """top_k: the positions of the largest scores of every row, exactly."""
 
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+
 import torch
 from torch import Tensor
 
@@ -30,22 +34,13 @@ def top_k(scores: Tensor, k: int, limits: Tensor | None = None) -> Tensor:
         _check_limits(limits, scores)
     if scores.numel() == 0:
         return scores.new_full((*scores.shape[:-1], k), -1, dtype=torch.int32)
-    rows = scores.reshape(-1, scores.shape[-1])
-    row_limits = None if limits is None else limits.reshape(-1)
-    match dispatch.version(scores):
-        case "gpu":
-            from headway.kernels.top_k import gpu
+    return _implementation(dispatch.version(scores))(scores, k, limits)
 
-            chosen = gpu.top_k(rows, k, row_limits)
-        case "cpu":
-            from headway.kernels.top_k import cpu
 
-            chosen = cpu.top_k(rows, k, row_limits)
-        case _:
-            from headway.kernels.top_k import reference
-
-            chosen = reference.top_k(rows, k, row_limits)
-    return chosen.view(*scores.shape[:-1], k)
+@cache
+def _implementation(version: dispatch.Version) -> Callable[..., Tensor]:
+    """Imported on first use: Triton may not be installed."""
+    return import_module(f"{__name__}.{version}").top_k  # type: ignore[no-any-return]
 
 
 def _check_limits(limits: Tensor, scores: Tensor) -> None:

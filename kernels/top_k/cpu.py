@@ -18,13 +18,15 @@ Floats = NDArray[np.float32]
 
 
 def top_k(scores: Tensor, k: int, limits: Tensor | None) -> Tensor:
-    rows: Floats = scores.detach().numpy()
-    num_rows, length = rows.shape
+    length = scores.shape[-1]
     most = min(k, length)
-    counts = [most] * num_rows if limits is None else limits.clamp(0, most).tolist()
-    out = np.full((num_rows, k), -1, np.int32)
+    rows: Floats = scores.detach().numpy().reshape(-1, length)
+    counts = [most] * len(rows)
+    if limits is not None:
+        counts = [max(0, min(limit, most)) for limit in limits.flatten().tolist()]
+    out = np.full((*scores.shape[:-1], k), -1, np.int32)
     if max(counts) > 0:
-        _choose(rows, counts, out)
+        _choose(rows, counts, out.reshape(-1, k))
     return torch.from_numpy(out)
 
 
@@ -64,7 +66,8 @@ def _among_largest(values: Floats, count: int) -> NDArray[np.bool_]:
         return np.zeros(len(values), np.bool_)
     place = len(values) - count
     threshold = np.partition(values, place)[place]
-    chosen = values > threshold
-    ties = np.flatnonzero(values == threshold)
-    chosen[ties[: count - np.count_nonzero(chosen)]] = True
+    chosen: NDArray[np.bool_] = values >= threshold
+    surplus = np.count_nonzero(chosen) - count
+    if surplus:
+        chosen[np.flatnonzero(values == threshold)[-surplus:]] = False
     return chosen

@@ -22,15 +22,20 @@ MAX_SPLITS = 64
 
 
 def top_k(scores: Tensor, k: int, limits: Tensor | None) -> Tensor:
-    out = torch.empty((len(scores), k), dtype=torch.int32, device=scores.device)
-    if scores.shape[1] <= SHORT_ROW:
-        short_kernel[(len(scores),)](
-            scores, limits, out, *_shape(scores, limits, k), **short_constants(*scores.shape[1:]),
-            HAS_LIMITS=limits is not None,
-        )  # fmt: skip
-    else:
-        _long_rows(scores, limits, out)
+    out = torch.empty((*scores.shape[:-1], k), dtype=torch.int32, device=scores.device)
+    rows = scores.reshape(-1, scores.shape[-1])
+    row_limits = None if limits is None else limits.reshape(-1)
+    run = _short_rows if rows.shape[1] <= SHORT_ROW else _long_rows
+    run(rows, row_limits, out.view(-1, k))
     return out
+
+
+def _short_rows(scores: Tensor, limits: Tensor | None, out: Tensor) -> None:
+    num_rows, length = scores.shape
+    short_kernel[(num_rows,)](
+        scores, limits, out, *_shape(scores, limits, out.shape[1]), **short_constants(length),
+        HAS_LIMITS=limits is not None,
+    )  # fmt: skip
 
 
 def _long_rows(scores: Tensor, limits: Tensor | None, out: Tensor) -> None:
@@ -42,18 +47,20 @@ def _long_rows(scores: Tensor, limits: Tensor | None, out: Tensor) -> None:
 
     histograms = workspace(2, num_rows, splits, BINS.value)  # the last launch's is read, the other written
     states = workspace(2, num_rows, 2)
-    above = workspace(num_rows, splits)
+    above = workspace(2, num_rows, splits)
     shape = _shape(scores, limits, out.shape[1])
     split_length = triton.cdiv(length, splits * BLOCK) * BLOCK
     for digit in range(4):
         now, last = digit % 2, 1 - digit % 2
         digit_kernel[num_rows, splits](
-            scores, limits, histograms[last], states[last], above, histograms[now], states[now],
+            scores, limits,
+            histograms[last], states[last], above[last],
+            histograms[now], states[now], above[now],
             *shape, split_length, 24 - 8 * digit,
             FIRST=digit == 0, HAS_LIMITS=limits is not None, **long_constants(splits),
         )  # fmt: skip
     write_kernel[num_rows, splits](
-        scores, histograms[1], states[1], above, out, *shape[:3], split_length, **long_constants(splits)
+        scores, histograms[1], states[1], above[1], out, *shape[:3], split_length, **long_constants(splits)
     )
 
 

@@ -15,10 +15,11 @@ def short_kernel(  # type: ignore[no-untyped-def]
     cells = tl.arange(0, BLOCK)
     keys = load_keys(scores + row * scores_row, cells, length)
     threshold = tl.zeros([], tl.uint32)  # the largest that `wanted` keys reach
-    for i in range(32):
-        higher = threshold | (tl.full([], 1, tl.uint32) << (31 - i).to(tl.uint32))
-        reached = tl.sum((keys >= higher).to(tl.int32), 0) >= wanted
-        threshold = tl.where(reached, higher, threshold)
+    bit = tl.full([], 0x80000000, tl.uint32)
+    for _ in range(32):
+        reached = tl.sum((keys >= (threshold | bit)).to(tl.int32), 0) >= wanted
+        threshold = tl.where(reached, threshold | bit, threshold)
+        bit = bit >> 1
     above = tl.sum((keys > threshold).to(tl.int32), 0)
     ties = tl.where(threshold > 0, wanted - above, 0)  # key 0 is never chosen
     write_chosen(out + row * k, cells, keys, threshold, 0, 0, ties)
@@ -27,7 +28,7 @@ def short_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["shift"])  # type: ignore[untyped-decorator]
 def digit_kernel(  # type: ignore[no-untyped-def]
-    scores, limits, last_histograms, last_states, above, histograms, states,
+    scores, limits, last_histograms, last_states, last_above, histograms, states, above,
     length, k, scores_row, limits_row, split_length, shift,
     FIRST: tl.constexpr, HAS_LIMITS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -39,9 +40,8 @@ def digit_kernel(  # type: ignore[no-untyped-def]
         wanted = load_limit(limits, row * limits_row, k, HAS_LIMITS)
         split_above = 0
     else:
-        prefix, wanted, all_above, _ = settle_digit(last_histograms, last_states, row, SPLITS)
-        split_above = tl.load(above + row * SPLITS + split)
-        split_above += tl.sum(tl.where(tl.arange(0, SPLITS) == split, all_above, 0), 0)
+        prefix, wanted, all_above, _ = settle_digit(last_histograms, last_states, last_above, row, SPLITS)
+        split_above = tl.sum(tl.where(tl.arange(0, SPLITS) == split, all_above, 0), 0)
     tl.store(above + row * SPLITS + split, split_above)
     if split == 0:
         tl.store(states + row * 2, prefix.to(tl.int32, bitcast=True))
@@ -50,10 +50,7 @@ def digit_kernel(  # type: ignore[no-untyped-def]
     stop = tl.minimum(length, (split + 1) * split_length)
     for start in range(split * split_length, stop, BLOCK):
         keys = load_keys(scores + row * scores_row, start + tl.arange(0, BLOCK), stop)
-        if FIRST:
-            shares = keys > 0
-        else:
-            shares = (keys >> (shift + 8).to(tl.uint32)) == prefix
+        shares = keys > 0 if FIRST else keys >> (shift + 8).to(tl.uint32) == prefix
         digits = ((keys >> shift.to(tl.uint32)) & 255).to(tl.int32)
         counts += tl.histogram(digits, BINS, mask=shares)
     tl.store(histograms + (row * SPLITS + split) * BINS + tl.arange(0, BINS), counts)
@@ -67,9 +64,8 @@ def write_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     splits = tl.arange(0, SPLITS)
-    threshold, ties, last_above, equal = settle_digit(histograms, states, row, SPLITS)
+    threshold, ties, all_above, equal = settle_digit(histograms, states, above, row, SPLITS)
     ties = tl.where(threshold > 0, ties, 0)  # key 0 is never chosen
-    all_above = tl.load(above + row * SPLITS + splits) + last_above
     above_before = tl.sum(tl.where(splits < split, all_above, 0), 0)
     equal_before = tl.sum(tl.where(splits < split, equal, 0), 0)
     stop = tl.minimum(length, (split + 1) * split_length)
@@ -91,33 +87,35 @@ def load_limit(limits, cell, k, HAS_LIMITS: tl.constexpr):  # type: ignore[no-un
     return limit
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def load_keys(row_scores, cells, stop):  # type: ignore[no-untyped-def]
     """uint32 in the order of the floats, both zeros the same; 0 for -inf, NaN and cells from `stop` on."""
     values = tl.load(row_scores + cells, mask=cells < stop, other=float("-inf"))
-    bits = tl.where(values == 0.0, 0.0, values).to(tl.uint32, bitcast=True)
-    keys = tl.where(bits >> 31 == 0, bits | 0x80000000, ~bits)
+    bits = values.to(tl.uint32, bitcast=True)
+    bits = tl.where(bits == 0x80000000, 0, bits)  # as floats, a flush to zero would take subnormals along
+    keys = tl.where(bits >> 31 == 0, bits | 0x80000000, bits ^ 0xFFFFFFFF)
     return tl.where(values > float("-inf"), keys, 0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def settle_digit(histograms, states, row, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The threshold's bits so far and one digit more, how many keys that share them are still wanted, and per
-    split the keys above and those with that digit."""
+def settle_digit(histograms, states, above, row, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The threshold's bits with one digit more, how many keys with just these bits are wanted, and per split
+    how many keys are above them and how many have them."""
     bins = tl.arange(0, BINS)
-    splits = tl.arange(0, SPLITS)
-    counts = tl.load(histograms + (row * SPLITS + splits[:, None]) * BINS + bins[None, :])
+    cells = row * SPLITS + tl.arange(0, SPLITS)
+    counts = tl.load(histograms + cells[:, None] * BINS + bins[None, :])
     prefix = tl.load(states + row * 2).to(tl.uint32, bitcast=True)
     wanted = tl.load(states + row * 2 + 1)
     totals = tl.sum(counts, 0)
     reached = tl.sum(totals, 0) - tl.cumsum(totals, 0) + totals >= wanted
     digit = tl.maximum(tl.sum(reached.to(tl.int32), 0) - 1, 0)
-    above = tl.sum(tl.where(bins[None, :] > digit, counts, 0), 1)
+    higher = tl.sum(tl.where(bins[None, :] > digit, counts, 0), 1)
     equal = tl.sum(tl.where(bins[None, :] == digit, counts, 0), 1)
-    return (prefix << 8) | digit.to(tl.uint32), wanted - tl.sum(above, 0), above, equal
+    wanted -= tl.sum(higher, 0)
+    return (prefix << 8) | digit.to(tl.uint32), wanted, tl.load(above + cells) + higher, equal
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def write_chosen(  # type: ignore[no-untyped-def]
     out_row, cells, keys, threshold, above_before, equal_before, ties
 ):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from headway.engine.messages import ModelInfo, Stats
+from headway.engine.messages import ModelInfo, SelectionUsage, Stats
 from headway.server.metrics import Metrics
 
 
@@ -39,6 +39,7 @@ def exposed() -> dict[str, set[str]]:
     """Sample name → label names, of everything that a server exposes after one request."""
     metrics = Metrics(IdleEngine(), "needle")
     metrics.finished("stop")
+    metrics.selected(SelectionUsage(method="quest"))
     metrics.answered("/health", 200)
     families = text_string_to_metric_families(metrics.expose().decode())
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}

@@ -17,14 +17,22 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from headway.kernels.merge_states.gpu import merge_kernel
+from headway.kernels.page_summary.gpu import summarise_kernel, summary_constants
 from headway.kernels.paged_attention.gpu import block_rows, kernel_constants
 from headway.kernels.paged_attention.gpu_kernel import attend_kernel
+from headway.kernels.selected_attention.gpu import merge_constants, selected_constants
+from headway.kernels.selected_attention.gpu_kernel import attend_selected_kernel, merge_splits_kernel
 from headway.kernels.store_kv.gpu import store_kernel
+from headway.kernels.top_k.gpu import long_constants, short_constants
+from headway.kernels.top_k.gpu_kernels import digit_kernel, short_kernel, write_kernel
+from headway.kernels.unit_scores.gpu import score_constants, score_kernel
 
 HALF = ("query", "key", "value", "key_cache", "value_cache", "sinks")
-INT32 = ("cu_seqlens_q", "kv_lens", "block_table", "tiles", "rows")
+INT32 = ("cu_seqlens_q", "kv_lens", "block_table", "tiles", "rows", "indices")
 FP32 = ("lse", "lses")
-UNIT_STRIDES = re.compile(r".*(key|value|query|outs?|cache)_dim$|lse_head$")
+UNIT_STRIDES = re.compile(
+    r".*(key|value|query|outs?|cache|table|bounds|mean)_dim$|lse_head$|list_unit$|active_row$"
+)
 
 
 def chunk(
@@ -38,6 +46,27 @@ def chunk(
 
 def decode(key_dim: int, value_dim: int, group: int, **features: Any) -> Any:
     return chunk(key_dim, value_dim, group, rows=group, **({"split": True} | features))
+
+
+def selected(
+    key_dim: int, value_dim: int, heads: tuple[int, int], num_lists: int, unit: int, **features: bool
+) -> Any:
+    kinds = dict.fromkeys(("exact", "softcap", "sinks", "shared", "active"), False) | features
+    constants = selected_constants(key_dim, value_dim, *heads, num_lists, 64, unit, **kinds)
+    return attend_selected_kernel, constants, {"out": "fp32", "active": "i1"}
+
+
+TOP_K = {"scores": "fp32", "limits": "i64"} | dict.fromkeys(
+    ("out", "histograms", "states", "above", "last_histograms", "last_states", "last_above"), "i32"
+)
+
+PROBE = {"scores": "fp32", "active": "i1", "pages": "i64", "filled": "i64", "bounds": "bf16", "mean": "bf16"}
+
+
+def score(dim: int, group: int, units: int, reduce: Any, **features: bool) -> Any:
+    kinds = dict.fromkeys(("exact", "softcap", "active"), False) | features
+    constants = score_constants(dim, group, units, 64, reduce, **kinds)
+    return score_kernel, constants, PROBE | {"table": "fp32" if kinds["exact"] else "bf16"}
 
 
 VARIANTS: dict[str, Any] = {
@@ -78,6 +107,37 @@ VARIANTS: dict[str, Any] = {
         | {"KEY_DIM": 128, "VALUE_DIM": 128, "KEY_ROW": 1024, "VALUE_ROW": 1024},
         {"slot_mapping": "i64"},
     ),
+    "decode selected 128 tokens": lambda: selected(128, 128, (32, 8), 8, 1, active=True),
+    "decode selected 128 pages": lambda: selected(128, 128, (32, 8), 8, 64),
+    "decode selected 128 per head": lambda: selected(128, 128, (32, 8), 32, 16),
+    "decode selected 64 gpt-oss": lambda: selected(64, 64, (64, 8), 1, 1, sinks=True),
+    "decode selected 256 gemma-2": lambda: selected(256, 256, (16, 8), 8, 64, softcap=True),
+    "decode selected mla": lambda: selected(576, 512, (128, 1), 1, 1, shared=True),
+    "decode selected 128 fp32": lambda: selected(128, 128, (32, 8), 8, 1, exact=True),
+    "merge selected 128": lambda: (
+        merge_splits_kernel,
+        merge_constants(66, 128, active=True),
+        {"outs": "fp32", "out": "bf16", "active": "i1"},
+    ),
+    "merge selected mla": lambda: (
+        merge_splits_kernel,
+        merge_constants(128, 512, active=False),
+        {"outs": "fp32", "out": "bf16", "active": "i1"},
+    ),
+    "top_k short 2k": lambda: (short_kernel, short_constants(2048) | {"HAS_LIMITS": False}, TOP_K),
+    "top_k short 16k": lambda: (short_kernel, short_constants(16384) | {"HAS_LIMITS": True}, TOP_K),
+    "top_k first": lambda: (digit_kernel, long_constants(64) | {"FIRST": True, "HAS_LIMITS": True}, TOP_K),
+    "top_k digit": lambda: (digit_kernel, long_constants(64) | {"FIRST": False, "HAS_LIMITS": False}, TOP_K),
+    "top_k write": lambda: (write_kernel, long_constants(64), TOP_K),
+    "score 128 tokens": lambda: score(128, 4, 64, "max", active=True),
+    "score 128 bounds": lambda: score(256, 4, 1, "max"),
+    "score 64 every head": lambda: score(64, 8, 64, "none"),
+    "score 256 gemma-2": lambda: score(256, 2, 64, "mean", softcap=True),
+    "score 64 mqa": lambda: score(64, 71, 64, "max"),
+    "score mla": lambda: score(576, 128, 64, "none"),
+    "score 128 fp32": lambda: score(128, 4, 64, "max", exact=True),
+    "summary 128": lambda: (summarise_kernel, summary_constants(128, 64, bounds=True, mean=True), PROBE),
+    "summary mla": lambda: (summarise_kernel, summary_constants(576, 64, bounds=True, mean=True), PROBE),
 }
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from headway.kernels.paged_attention import AttentionPlan, plan
 
+from .scored_group import ScoredGroup, make_group
+
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore = ["interpreted"]  # run by test_interpreter.py, in a process that interprets Triton
 
@@ -131,6 +133,11 @@ def make_batch(
 @pytest.fixture
 def batch() -> Callable[..., Batch]:
     return make_batch
+
+
+@pytest.fixture
+def scored_group() -> Callable[..., ScoredGroup]:
+    return make_group
 
 
 @pytest.fixture(autouse=True)

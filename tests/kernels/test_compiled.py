@@ -10,7 +10,21 @@ import pytest
 
 HERE = pathlib.Path(__file__).parent
 SHARED_LIMIT = 227 * 1024
-CORE = ["decode 128", "decode 256", "decode mla", "chunk 64", "chunk 128", "chunk 256", "chunk mla"]
+CORE = [
+    "decode 128",
+    "decode 256",
+    "decode mla",
+    "decode selected 128 tokens",
+    "merge selected 128",
+    "chunk 64",
+    "chunk 128",
+    "chunk 256",
+    "chunk mla",
+    "top_k digit",
+    "top_k write",
+    "score 128 tokens",
+    "summary 128",
+]
 
 
 def compiled(names):

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from headway.engine.config import EngineConfig, ModelConfig
+from headway.engine.recipe import RecipeConfig
 from headway.server.app import create_app
 from headway.server.settings import ServerConfig, Settings
 from headway.server.tokenizer import Tokenizer
@@ -29,8 +30,9 @@ def engine(tokenizer: Tokenizer) -> ScriptedEngine:
 
 @pytest.fixture
 def make_app(engine: ScriptedEngine, tokenizer: Tokenizer) -> Callable[..., FastAPI]:
-    def make(**server: Any) -> FastAPI:
-        return create_app(Settings(EngineConfig(), ServerConfig(**server)), engine, tokenizer)
+    def make(recipe: Any = None, **server: Any) -> FastAPI:
+        config = EngineConfig(recipe=RecipeConfig.model_validate(recipe or {}))
+        return create_app(Settings(config, ServerConfig(**server)), engine, tokenizer)
 
     return make
 

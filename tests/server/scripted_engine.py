@@ -4,7 +4,16 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from headway.engine.messages import Logprob, ModelInfo, Progress, RequestEvent, Stats, Submit, Tokens
+from headway.engine.messages import (
+    Logprob,
+    ModelInfo,
+    Progress,
+    RequestEvent,
+    SelectionUsage,
+    Stats,
+    Submit,
+    Tokens,
+)
 from headway.server.tokenizer import Tokenizer
 
 EOS = 1
@@ -12,7 +21,10 @@ EOS = 1
 
 @dataclass
 class ScriptedEngine:
-    """Answers each request with the tokens of `answer`, then EOS; keeps what it was asked."""
+    """Answers each request with the tokens of `answer`, then EOS; keeps what it was asked.
+
+    Request i ends with `selections[i]`, where there is one.
+    """
 
     tokenizer: Tokenizer
     answer: str = "The secret code is 7301942."
@@ -21,6 +33,7 @@ class ScriptedEngine:
     cached: int = 0
     error: Exception | None = None
     fail_after: int | None = None
+    selections: list[SelectionUsage] = field(default_factory=list)
     alive: bool = True
     submits: list[Submit] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
@@ -40,6 +53,7 @@ class ScriptedEngine:
         )
 
     async def generate(self, submit: Submit) -> AsyncGenerator[RequestEvent, None]:
+        selection = dict(enumerate(self.selections)).get(len(self.submits))
         self.submits.append(submit)
         self.running += 1
         finished = False
@@ -67,6 +81,7 @@ class ScriptedEngine:
                     cached_tokens=self.cached if count == 1 else 0,
                     finish_reason=("stop" if token == EOS else "length") if ends else None,
                     stop_token=token if token == EOS else None,
+                    selection=selection if ends else None,
                 )
                 if ends:
                     return

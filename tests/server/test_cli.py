@@ -1,11 +1,17 @@
 """The `headway` command."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import headway
+from headway.engine.config import EngineConfig
+from headway.engine.config_section import parse
+from headway.engine.methods import decode
+from headway.engine.selection.settings import BudgetSettings
 from headway.server import cli
 
 
@@ -21,7 +27,7 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == f"{headway.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["serve", "ask", "version"])
+@pytest.mark.parametrize("command", ["serve", "ask", "recipes", "version"])
 def test_help_names_every_command_and_option(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -33,6 +39,7 @@ def test_help_names_every_command_and_option(
     expected = {
         "serve": [*options, "--host", "--port", "--api-key", "--served-model-name", "needle"],
         "ask": [*options, "--model", "--max-tokens", "FILE", "QUESTION"],
+        "recipes": ["METHOD", "recipe"],
         "version": [],
     }
     assert all(option in text for option in expected[command])
@@ -47,6 +54,7 @@ def test_help_names_every_command_and_option(
         (["serve", "--memory", "-1"], "cache.memory_gib"),
         (["serve", "--host", "no.such.host.invalid"], "server.host"),
         (["ask", "nowhere.txt", "What?"], "cannot read nowhere.txt"),
+        (["recipes", "qust"], "'quest'"),
     ],
 )
 def test_wrong_settings_end_with_2_and_no_traceback(
@@ -58,13 +66,56 @@ def test_wrong_settings_end_with_2_and_no_traceback(
     assert "Traceback" not in error
 
 
-def test_a_wrong_key_in_the_file_names_the_nearest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("server: {prot: 1}", "server.prot: unknown key; did you mean 'port'"),
+        ("recipe: {decode: {method: qust}}", "recipe.decode.method: 'qust' is unknown; did you mean 'quest'"),
+        (
+            "recipe: {decode: {method: quest, bugdet: 1}}",
+            "recipe.decode.bugdet: unknown key; did you mean 'budget'",
+        ),
+        ("recipe: {decode: {method: quest, budget: 300}}", "recipe.decode.budget: must hold the 320 tokens"),
+        ("recipe: {requests: {methods: [qust]}}", "recipe.requests.methods: 'qust' is unknown"),
+    ],
+)
+def test_a_wrong_file_ends_the_start_and_names_the_nearest(
+    text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "headway.yaml"
-    file.write_text("server: {prot: 1}")
+    file.write_text(text)
     assert run(monkeypatch, "serve", "--config", str(file)) == 2
-    assert "'port'" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
+
+
+def test_recipes_lists_every_method(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert run(monkeypatch, "recipes") == 0
+    text = capsys.readouterr().out
+    assert all(f"│ {name} " in text for name in decode.names())
+    assert all(setting in text for setting in BudgetSettings.model_fields)
+    assert "of its KV" in text
+
+
+@pytest.mark.parametrize("name", decode.names())
+def test_recipes_shows_one_method_in_full(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert run(monkeypatch, "recipes", name) == 0
+    text = capsys.readouterr().out
+    schema, _ = decode.load(name)
+    assert all(f"│ {setting} " in text for setting in schema.model_fields if setting != "method")
+    example = yaml.safe_load(text[text.index("recipe:\n") :])
+    assert parse(EngineConfig, example).recipe.decode == schema.model_validate({"method": name})
+
+
+def test_help_is_there_at_once() -> None:
+    """Importing torch takes seconds."""
+    code = "import sys; import headway.server.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

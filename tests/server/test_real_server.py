@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -25,7 +26,11 @@ def document(sentences: int) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with serve(tmp_path_factory.mktemp("server"), "--memory", "0.1", HEADWAY_API_KEYS=KEY) as running:
+    folder = tmp_path_factory.mktemp("server")
+    config = folder / "headway.yaml"
+    config.write_text("recipe: {requests: {methods: [quest], max_budget: 2048}}")
+    options = ("--memory", "0.1", "--config", str(config))
+    with serve(folder, *options, HEADWAY_API_KEYS=KEY) as running:
         yield running
 
 
@@ -42,6 +47,7 @@ def test_banner_says_what_needle_is(server: ServerProcess) -> None:
     banner = server.log.read_text()
     assert "knows nothing else" in banner
     assert "longest prompt" in banner
+    assert "dense; requests may choose quest" in banner
     assert KEY not in banner
 
 
@@ -125,10 +131,74 @@ def test_errors_are_the_clients_exceptions(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["needle"]
 
 
-def running(server: ServerProcess) -> float:
+def metric(server: ServerProcess, name: str) -> float:
     text = server.http.get("/metrics").text
-    [line] = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running{")]
+    [line] = [line for line in text.splitlines() if line.startswith(f"{name}{{")]
     return float(line.split()[-1])
+
+
+def running(server: ServerProcess) -> float:
+    return metric(server, "vllm:num_requests_running")
+
+
+def choose(**choice: object) -> dict[str, object]:
+    return {"extra_body": {"headway": {"decode": choice}}}
+
+
+def test_requests_of_one_batch_choose_what_they_read(client: openai.OpenAI, server: ServerProcess) -> None:
+    options = {"model": "needle", "messages": ask(document(300)), "temperature": 0, "max_tokens": 24}
+    dense = client.chat.completions.create(**options, **choose(method="dense"))
+    assert dense.usage.prompt_tokens > 5000
+    assert dense.usage.model_extra["headway"] == {"method": "dense"}
+    own = client.chat.completions.create(**options)
+    assert "headway" not in own.usage.model_extra
+    quest = choose(method="quest", budget=640, dense_below=1024, dense_layers=1)
+    with ThreadPoolExecutor() as pool:
+        once = pool.submit(client.chat.completions.create, **options, **quest)
+        twice = pool.submit(client.chat.completions.create, **options, n=2, **quest)
+        again = pool.submit(client.chat.completions.create, **options, **choose(method="dense"))
+    texts = [choice.message.content for job in (once, twice, again) for choice in job.result().choices]
+    assert texts == [own.choices[0].message.content] * 4
+    read, both = (job.result().usage.model_extra["headway"] for job in (once, twice))
+    assert read["method"] == "quest"
+    assert read["steps"] == once.result().usage.completion_tokens - 1
+    assert both["steps"] == 2 * read["steps"]
+    assert both["kv_read_share"] == pytest.approx(read["kv_read_share"])
+    # needle's first layer reads everything, the others their budget.
+    assert 640 < read["tokens_per_step"] < dense.usage.prompt_tokens / 2
+    assert 0.1 < read["kv_read_share"] < 0.5
+    assert metric(server, "headway:selection_steps_total") == 3 * read["steps"]
+
+
+def test_streams_say_what_was_read(client: openai.OpenAI) -> None:
+    *_, last = client.completions.create(
+        model="needle",
+        prompt=[document(100), document(101)],
+        stream=True,
+        stream_options={"include_usage": True},
+        max_tokens=4,
+        extra_body={"ignore_eos": True, **choose(method="quest", budget=400, dense_below=0)["extra_body"]},
+    )
+    read = last.usage.model_extra["headway"]
+    assert (read["method"], read["steps"]) == ("quest", 6)
+    assert read["kv_read_share"] < 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("choice", "param"),
+    [
+        ({"method": "loki"}, "headway.decode.method"),
+        ({"method": "quest", "budget": 5000}, "headway.decode.budget"),
+        ({"method": "quest", "bugdet": 500}, "headway.decode.bugdet"),
+    ],
+)
+def test_what_is_not_offered_is_the_clients_mistake(
+    choice: dict[str, object], param: str, stream: bool, client: openai.OpenAI
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="needle", messages=ask("a"), stream=stream, **choose(**choice))
+    assert refused.value.param == param
 
 
 def test_leaving_during_a_long_prefill_frees_the_engine(client: openai.OpenAI, server: ServerProcess) -> None:

@@ -5,6 +5,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
+from headway.engine.errors import ConfigError
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.layer_view import LayerView
@@ -42,12 +43,16 @@ class DecodeMethod(Generic[Settings]):
         """Refuse a model that the settings do not fit.
 
         Raises:
-            ConfigError: what does not fit, and what is allowed.
+            ConfigError: begins with a setting's name and a colon; what does not fit, and what is allowed.
         """
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """What the queries [B, Hq, Dk] read; the tokens they belong to are stored already."""
         raise NotImplementedError
+
+    def attend(self, query: Tensor, layer: LayerView, selection: DecodeSelection) -> Tensor | None:  # noqa: ARG002
+        """Attention [B, Hq, Dv] over a selection, for a method that attends in its own way; None: plainly."""
+        return None
 
     def observe(self, query: Tensor, lse: Tensor, layer: LayerView) -> None:
         """See queries [T, Hq, Dk] of a prompt, and the lse [T, Hq] of their dense attention.
@@ -55,3 +60,13 @@ class DecodeMethod(Generic[Settings]):
         Called for a method that observes, in order of position; `layer` shows one sequence, up to the last
         of these tokens.
         """
+
+
+def check_unit(unit: int, page_size: int) -> None:
+    """Refuse a unit that is no part of a page.
+
+    Raises:
+        ConfigError: names what is allowed.
+    """
+    if page_size % min(unit, page_size):
+        raise ConfigError(f"unit: must divide cache.page_size = {page_size}, not {unit}")

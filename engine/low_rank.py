@@ -1,0 +1,143 @@
+"""Low-rank bases: the directions in which a layer's keys vary most (Loki, arXiv 2406.02542).
+
+A PCA of the keys after their rotation, for each layer and KV head. It comes from a file or, when none is
+given, from what a few runs of seeded random tokens leave in the cache: the same at every start. They stand
+at positions spread over the whole context, because a direction that turns slowly shows its variance only
+over long distances; Loki calibrates on a text corpus at 4,096 positions instead. That random tokens do as
+well is an inference.
+
+Never from the prompt at hand, as Loki's text could be read: the projected keys of a page would depend on the
+request that wrote it, and the prefix cache could not hand it to another one.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from headway.engine import forward_context, latent
+from headway.engine.attention import PagedStep
+from headway.engine.cache import KVCache
+from headway.engine.errors import ConfigError
+from headway.engine.latent import LatentProjection
+from headway.engine.layer_spec import LayerSpec
+from headway.engine.loaded import LoadedModel
+from headway.engine.patch import attached
+from headway.engine.sidecars import carries
+from headway.kernels.paged_attention import plan
+
+RUNS = 16
+RUN_TOKENS = 128
+ORTHONORMAL = 1e-2
+"""Largest deviation of a file's columns from orthonormal ones; bfloat16 keeps them to about half of it."""
+
+
+def provide_bases(loaded: LoadedModel, cache: KVCache, max_context: int) -> None:
+    """Give the cache's `low_rank` sidecars their bases.
+
+    Args:
+        cache: holds nothing yet; the calibration runs over its first pages.
+        max_context: tokens of the longest sequence to be served.
+
+    Raises:
+        ConfigError: a basis file is missing or does not fit the model, with what it must hold.
+    """
+    specs = [spec for spec in loaded.specs if carries(spec)]
+    computed: dict[int, Tensor] = {}
+    for sidecar in cache.sidecars.kept:
+        if sidecar.kind != "low_rank":
+            continue
+        if sidecar.basis:
+            bases = _read(Path(sidecar.basis))
+        else:
+            bases = computed = computed or _calibrate(loaded, cache, max_context)
+        cache.sidecars.bases[sidecar] = {
+            spec.layer_idx: _fitted(bases, spec, sidecar.shape(spec, cache.page_size)[2], sidecar.basis)
+            .to(loaded.device, loaded.dtype)
+            .contiguous()
+            for spec in specs
+        }
+
+
+def _read(path: Path) -> dict[int, Tensor]:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"basis: cannot read {path} as safetensors: {error}") from error
+    layers = [name.removeprefix("layers.") for name in tensors]
+    if not all(layer.isdecimal() for layer in layers):
+        raise ConfigError(f"basis: {path} must hold tensors named layers.N and nothing else")
+    return {int(layer): tensor.float() for layer, tensor in zip(layers, tensors.values(), strict=True)}
+
+
+def _fitted(bases: Mapping[int, Tensor], spec: LayerSpec, rank: int, source: str) -> Tensor:
+    """The first `rank` directions [Hkv, key_dim, rank] of a layer."""
+    where = f"basis: layers.{spec.layer_idx} of {source}"
+    basis = bases.get(spec.layer_idx)
+    if basis is None:
+        raise ConfigError(f"{where} is missing")
+    shape = (spec.num_kv_heads, spec.key_dim)
+    if basis.ndim != 3 or basis.shape[:2] != shape or basis.shape[2] < rank:
+        raise ConfigError(
+            f"{where} must be [{shape[0]}, {shape[1]}, {rank} or more], not {list(basis.shape)}"
+        )
+    columns = basis[..., :rank]
+    products = columns.transpose(1, 2) @ columns
+    # Written so that NaN is refused, too.
+    if not (products - torch.eye(rank, dtype=products.dtype)).abs().max() <= ORTHONORMAL:
+        raise ConfigError(f"{where} must have orthonormal columns for each KV head")
+    return columns
+
+
+def _calibrate(loaded: LoadedModel, cache: KVCache, max_context: int) -> dict[int, Tensor]:
+    """All directions [Hkv, key_dim, key_dim] of every layer with sidecars, the widest first."""
+    length = min(RUN_TOKENS, max_context, cache.num_pages * cache.page_size)
+    generator = torch.Generator().manual_seed(0)
+    latents = latent.projections(loaded.model)
+    keys: dict[int, list[Tensor]] = {spec.layer_idx: [] for spec in loaded.specs if carries(spec)}
+    with attached(loaded.model), loaded.rope.attached():
+        for start in torch.linspace(0, max_context - length, RUNS).long().tolist():
+            tokens = torch.randint(loaded.vocab_size, (length,), generator=generator)
+            _run(loaded, cache, latents, tokens, start, max_context)
+            for layer_idx, found in keys.items():
+                pages, _ = cache.pages(layer_idx)
+                found.append(pages[: -(-length // cache.page_size)].flatten(0, 1)[:length].cpu().double())
+    return {layer_idx: _principal(torch.cat(found)) for layer_idx, found in keys.items()}
+
+
+def _run(
+    loaded: LoadedModel, cache: KVCache, latents: Mapping[int, LatentProjection], tokens: Tensor, start: int,
+    max_context: int,
+) -> None:  # fmt: skip
+    """Leave the keys of these tokens in the first pages, as if their positions began at `start`."""
+    length, device = len(tokens), loaded.device
+    pages = range(-(-length // cache.page_size))
+    groups = loaded.rope.groups([max_context], [range(length)])
+    step = PagedStep(
+        specs=loaded.specs,
+        cache=cache,
+        latents=latents,
+        plan=plan([length], [length], [pages], cache.page_size, device),
+        slot_mapping=torch.arange(length, device=device),
+        rope_groups=[(longest, torch.tensor(rows, device=device)) for longest, rows in groups],
+    )
+    with torch.inference_mode(), forward_context.entered(step):
+        loaded.model(
+            input_ids=tokens.to(device).unsqueeze(0),
+            position_ids=torch.arange(start, start + length, device=device).unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=1,
+        )
+
+
+def _principal(keys: Tensor) -> Tensor:
+    """Principal directions of keys [T, Hkv, D], fp64: [Hkv, D, D], the widest first.
+
+    About the mean: what all keys share adds the same to every score of a query.
+    """
+    centred = (keys - keys.mean(0)).transpose(0, 1)
+    directions: Tensor = torch.linalg.eigh(centred.transpose(1, 2) @ centred).eigenvectors
+    return directions.flip(-1)

@@ -1,0 +1,74 @@
+"""headway: our own. A shortlist by bounds, ranked by exact scores, kept while the query stays where it was.
+
+Of all training-free probes, bounds on runs of 16 keys cost least for what they find, but they are loose: of
+32,768 tokens of nothing but facts, the 2,048 with the highest bounds hold less than the exact 512. So the
+bounds only make a shortlist (Quest, arXiv 2406.10774), exact scores choose from it, and what is read is as
+short as with an exact top-k. A list serves further steps until the query, averaged over the heads, has turned
+(Recycled Attention, arXiv 2411.05787), decided for each layer and sequence.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from headway.engine.layer_spec import LayerSpec
+from headway.engine.methods.decode.base import DecodeMethod, check_unit
+from headway.engine.selection import refresh, token_list
+from headway.engine.selection.decode_selection import DecodeSelection
+from headway.engine.selection.layer_view import LayerView
+from headway.engine.selection.settings import BudgetSettings, Positive
+from headway.engine.selection.shortlist import shortlisted
+from headway.engine.sidecars import Sidecar
+from headway.kernels.unit_scores import bound_query, unit_scores
+
+
+class Settings(BudgetSettings):
+    """A longer shortlist finds more, a higher similarity renews lists more often."""
+
+    method: Literal["headway"] = "headway"
+    budget: Positive = Field(1024, description="Tokens a KV head reads in a step, sinks and window included.")
+    shortlist: Positive = Field(4096, description="Tokens whose exact scores are looked at.")
+    unit: Positive = Field(16, description="Tokens that one bound stands for; at most a page.")
+    similarity: float = Field(
+        1.0, ge=-1, le=1, description="Cosine of two queries above which a list is kept; 1: never."
+    )
+
+
+class Method(DecodeMethod[Settings]):
+    """Tokens, one list per KV head."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._bounds = Sidecar("bounds", unit=settings.unit)
+
+    def sidecars(self) -> frozenset[Sidecar]:
+        """Channel-wise bounds."""
+        return frozenset({self._bounds})
+
+    def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:  # noqa: ARG002
+        """The unit must divide a page."""
+        check_unit(self.settings.unit, page_size)
+
+    def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
+        """A new list where the query has turned, the old one with what is newer elsewhere."""
+        if self.settings.similarity >= 1:
+            return self._ranked(query, layer)[0]
+        renewed = token_list.outgrown(layer, self.settings) | refresh.turned(
+            query, layer, self.settings.similarity
+        )
+        refresh.count(layer, renewed)
+        if refresh.anybody(renewed):
+            selection, scores = self._ranked(query, layer)
+            token_list.keep(selection, scores, layer, renewed)
+            refresh.keep_query(query, layer, renewed)
+            if not refresh.anybody(~renewed):
+                return selection
+        return token_list.within_budget(layer, self.settings)
+
+    def _ranked(self, query: Tensor, layer: LayerView) -> tuple[DecodeSelection, Tensor]:
+        table, scale = layer.sidecars[self._bounds], layer.spec.scale
+        bounds = unit_scores(bound_query(query), table, layer.plan, scale=scale, reduce="max")
+        unit = layer.page_size // table.shape[1]
+        return shortlisted(query, bounds, layer, self.settings, unit, self.settings.shortlist)

@@ -1,0 +1,52 @@
+"""longheads: runs of tokens by one attention-weighted vector for each KV head (LongHeads, arXiv 2402.10685).
+
+A run's vector is what its keys agree on after attending to each other (see `engine/chunk_keys.py`, where the
+deviation from the published chunk key, an inference, is explained); a head's score for a run is its query's
+product with it. Each KV head reads its own runs, the maximum over its query heads deciding; the published
+code is for MHA only. The paper's chunks hold 256 tokens and 4,096 tokens are read; it renumbers what is read
+and selects during prefill too, where here tokens keep their positions and the prompt is read whole.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from headway.engine.layer_spec import LayerSpec
+from headway.engine.methods.decode.base import DecodeMethod, check_unit
+from headway.engine.selection.choose import choose
+from headway.engine.selection.decode_selection import DecodeSelection
+from headway.engine.selection.layer_view import LayerView
+from headway.engine.selection.settings import BudgetSettings, Positive
+from headway.engine.sidecars import Sidecar
+from headway.kernels.unit_scores import unit_scores
+
+
+class Settings(BudgetSettings):
+    """Larger budgets read more runs."""
+
+    method: Literal["longheads"] = "longheads"
+    unit: Positive = Field(64, description="Tokens that one vector stands for; at most a page.")
+
+
+class Method(DecodeMethod[Settings]):
+    """Top units of each KV head, every step."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._chunk_key = Sidecar("chunk_key", unit=settings.unit)
+
+    def sidecars(self) -> frozenset[Sidecar]:
+        """Chunk keys."""
+        return frozenset({self._chunk_key})
+
+    def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:  # noqa: ARG002
+        """The unit must divide a page."""
+        check_unit(self.settings.unit, page_size)
+
+    def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
+        """Units, one list per KV head."""
+        table = layer.sidecars[self._chunk_key]
+        scores = unit_scores(query, table, layer.plan, scale=layer.spec.scale, reduce="max")
+        return choose(scores, layer, self.settings, layer.page_size // table.shape[1])

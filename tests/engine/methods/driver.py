@@ -1,0 +1,225 @@
+"""Runs sequences with decode methods over tiny models: batch by batch, or through a whole engine."""
+
+import random
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headway.engine.batch import Batch, Chunk
+from headway.engine.build import prefix_cache
+from headway.engine.cache import KVCache
+from headway.engine.config import EngineConfig
+from headway.engine.config_section import parse
+from headway.engine.core import Engine
+from headway.engine.layer_spec import LayerSpec
+from headway.engine.loaded import LoadedModel
+from headway.engine.low_rank import provide_bases
+from headway.engine.messages import ModelInfo, SamplingParams, Submit
+from headway.engine.methods import decode
+from headway.engine.methods.decode import AnyMethod
+from headway.engine.recipe import Recipes, parse_decode
+from headway.engine.request import Sequence
+from headway.engine.runner import ModelRunner
+from headway.engine.sampler import Sampler
+from headway.engine.selection.decode_selection import DecodeSelection
+from headway.engine.selection.layer_view import GroupStep, LayerView
+from headway.engine.selection.state import SelectionState, Stack
+from headway.engine.sidecars import Sidecar, SidecarStore
+from headway.kernels.paged_attention import plan
+from tests.engine.models.families import VOCAB
+
+PAGE_SIZE = 8
+CALIBRATION_PAGES = 16
+"""Pages that the calibration of low-rank bases runs over, if there are so many."""
+SMALL = {"dense_below": 0, "dense_layers": 0, "sink_size": 3, "window_size": 10, "budget": 48}
+"""Settings under which a context of a hundred tokens is long, as far as a method has them."""
+OVERRIDES: dict[str, dict[str, Any]] = {"hylra": {"full_layers": [0]}}
+"""Per method, where SMALL does not make it select in a model of two layers."""
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    """Random tokens."""
+    return torch.randint(VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def settings_of(name: str, **wanted: Any) -> dict[str, Any]:
+    """SMALL settings of a method with some replaced, as a request would send them."""
+    known = decode.load(name)[0].model_fields
+    merged = SMALL | OVERRIDES.get(name, {}) | wanted
+    return {"method": name} | {key: value for key, value in merged.items() if key in known}
+
+
+def make(name: str, loaded: LoadedModel, **wanted: Any) -> AnyMethod:
+    """A method with `settings_of`, checked against the model."""
+    method = decode.load(name)[1](parse_decode(settings_of(name, **wanted)))
+    method.check(loaded.specs, PAGE_SIZE)
+    return method
+
+
+@dataclass
+class Job:
+    """A prompt and what selects for it; `answer`: tokens to feed in place of its own."""
+
+    prompt: list[int]
+    method: AnyMethod | None = None
+    answer: list[int] | None = None
+
+
+@dataclass
+class Trace:
+    """Greedy tokens of one job and the logits [vocab] of each."""
+
+    tokens: list[int] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+
+
+def sequence(job: Job, max_tokens: int) -> Sequence:
+    """A sequence as admission would make it, without pages."""
+    submit = Submit(request_id="test", prompt=job.prompt, sampling=SamplingParams(max_tokens=max_tokens))
+    length = len(job.prompt) + max_tokens
+    return Sequence(submit, list(job.prompt), max_tokens, rope_length=length, decode=job.method)
+
+
+def poisoned_cache(loaded: LoadedModel, num_pages: int, sidecars: Iterable[Sidecar]) -> KVCache:
+    """A cache full of NaN with room for so many pages; its low-rank bases are always the same."""
+    pages = max(num_pages, CALIBRATION_PAGES)
+    cache = KVCache(loaded.specs, pages, PAGE_SIZE, loaded.dtype, loaded.device, frozenset(sidecars))
+    provide_bases(loaded, cache, loaded.max_context)
+    for spec in loaded.specs:
+        if spec.owns_cache:
+            for tensor in (*cache.pages(spec.layer_idx), *cache.sidecars.of(spec.layer_idx).values()):
+                tensor.fill_(torch.nan)
+    return cache
+
+
+def drive(
+    loaded: LoadedModel, jobs: Many[Job], max_tokens: int, *, seed: int = 0, largest_chunk: int = 512
+) -> list[Trace]:
+    """Greedy decoding of all jobs side by side: random arrivals, chunk sizes and page numbers."""
+    choose = random.Random(seed)
+    sequences = [sequence(job, max_tokens) for job in jobs]
+    needed = [-(-item.rope_length // PAGE_SIZE) for item in sequences]
+    numbers = list(range(sum(needed)))
+    choose.shuffle(numbers)
+    for item, count in zip(sequences, needed, strict=True):
+        item.pages = [numbers.pop() for _ in range(count)]
+    arrivals = [choose.randrange(4) if index else 0 for index in range(len(jobs))]
+    traces = [Trace() for _ in jobs]
+    sidecars = {sidecar for job in jobs if job.method is not None for sidecar in job.method.sidecars()}
+    runner = ModelRunner(loaded, poisoned_cache(loaded, sum(needed), sidecars))
+    try:
+        step = 0
+        while any(len(trace.tokens) < max_tokens for trace in traces):
+            members, chunks = [], []
+            for index, item in enumerate(sequences):
+                if arrivals[index] <= step and len(traces[index].tokens) < max_tokens:
+                    together = max(1, item.exact - item.computed)
+                    length = min(item.remaining, together, choose.randint(1, largest_chunk))
+                    members.append(index)
+                    chunks.append(Chunk(item, item.computed, length, samples=length == item.remaining))
+            step += 1
+            logits = iter(runner.run(Batch(tuple(chunks))))
+            for index, chunk in zip(members, chunks, strict=True):
+                chunk.sequence.computed = chunk.end
+                if chunk.samples:
+                    row, answer, trace = next(logits), jobs[index].answer, traces[index]
+                    own = int(row.argmax())
+                    chunk.sequence.tokens.append(own if answer is None else answer[len(trace.tokens)])
+                    trace.logits.append(row)
+                    trace.tokens.append(own)
+        for item in sequences:
+            runner.release(item)
+    finally:
+        runner.close()
+    return traces
+
+
+def assert_same(trace: Trace, expected: Trace, tolerance: float = 1e-4) -> None:
+    """Same tokens, and logits within a tolerance."""
+    torch.testing.assert_close(
+        torch.stack(trace.logits), torch.stack(expected.logits), atol=tolerance, rtol=tolerance
+    )
+    assert trace.tokens == expected.tokens
+
+
+Seen = Callable[[DecodeSelection, LayerView, Tensor], None]
+
+
+def watch(method: AnyMethod, seen: Seen) -> AnyMethod:
+    """Show every selection of a method to `seen`, with the layer and the query it is for."""
+    select = method.select
+
+    def watched(query: Tensor, layer: LayerView) -> DecodeSelection:
+        selection = select(query, layer)
+        seen(selection, layer, query)
+        return selection
+
+    method.select = watched  # type: ignore[method-assign]
+    return method
+
+
+def lone_layer(
+    lengths: Many[int], *, num_heads: int = 4, num_kv_heads: int = 2, dim: int = 8, seed: int = 0, **spec: Any
+) -> LayerView:
+    """A layer over random keys and values in shuffled pages; the sequences are at their first step."""
+    generator = torch.Generator().manual_seed(seed)
+    needed = [-(-length // PAGE_SIZE) for length in lengths]
+    pages = iter(torch.randperm(sum(needed), generator=generator).tolist())
+    tables = [[next(pages) for _ in range(count)] for count in needed]
+    keys, values = torch.randn(2, sum(needed), PAGE_SIZE, num_kv_heads, dim, generator=generator)
+    shape = LayerSpec(
+        layer_idx=0, kv_source=0, num_heads=num_heads, num_kv_heads=num_kv_heads, key_dim=dim, value_dim=dim,
+        **{"scale": dim**-0.5} | spec,
+    )  # fmt: skip
+    batch, device = len(lengths), torch.device("cpu")
+    nothing = torch.zeros(batch, dtype=torch.float64)
+    stack = Stack(tuple(SelectionState() for _ in lengths), {}, nothing, nothing.clone())
+    step = GroupStep(
+        plan([1] * batch, lengths, tables, PAGE_SIZE, device), stack,
+        fresh=torch.ones(batch, dtype=torch.bool), steps=torch.zeros(batch, dtype=torch.int64),
+    )  # fmt: skip
+    return LayerView(shape, keys, values, step, SidecarStore((), (), 1, PAGE_SIZE, torch.float32, device))
+
+
+def tokens_of(layer: LayerView, row: int, cache: Tensor) -> Tensor:
+    """The keys or values [n, Hkv, D] of one sequence, in order."""
+    length = layer.plan.host_kv_lens[row]
+    return cache[layer.plan.block_table[row].long()].flatten(0, 1)[:length]
+
+
+def make_engine(
+    loaded: LoadedModel, num_pages: int, settings: dict[str, Any], *others: str, **scheduler: Any
+) -> Engine:
+    """An engine that serves one method by default and offers `others`."""
+    config = parse(
+        EngineConfig,
+        {
+            "cache": {"page_size": PAGE_SIZE},
+            "scheduler": {"max_step_tokens": 64, "max_running": 8} | scheduler,
+            "recipe": {"decode": settings, "requests": {"methods": [*others]}},
+        },
+    )
+    recipes = Recipes(config.recipe, loaded.specs, PAGE_SIZE)
+    info = ModelInfo(
+        name="tiny",
+        max_context=num_pages * PAGE_SIZE,
+        vocab_size=loaded.vocab_size,
+        eos_token_ids=(),
+        dtype="float32",
+        device="cpu",
+        num_pages=num_pages,
+        page_size=PAGE_SIZE,
+        plan="",
+    )
+    return Engine(
+        info,
+        config.scheduler,
+        prefix_cache(loaded, num_pages, config),
+        ModelRunner(loaded, poisoned_cache(loaded, num_pages, recipes.sidecars)),
+        Sampler(loaded.vocab_size),
+        recipes,
+    )
