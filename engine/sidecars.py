@@ -132,9 +132,9 @@ class SidecarStore:
             parts, tokens = table.shape[1], key_cache.shape[1] // table.shape[1]
             pages, filled = written.parts(parts, tokens)
             if sidecar.kind == "chunk_key":
-                units = key_cache[written.pages].unflatten(1, (parts, tokens)).flatten(0, 1)
+                units = key_cache[written.pages].view(-1, tokens, *key_cache.shape[2:])
                 summaries = chunk_keys(units, filled, self._scales[layer_idx])
-                table[written.pages] = summaries.unflatten(0, (-1, parts))
+                table[written.pages] = summaries.view(-1, *table.shape[1:])
                 continue
             keys, rows = key_cache.view(-1, tokens, *key_cache.shape[2:]), table.view(-1, 1, *table.shape[2:])
             summarise_pages(keys, pages, filled, **{sidecar.kind: rows})

@@ -62,7 +62,7 @@ class Metrics:
                 ("selection_steps", "Tokens decoded by a method that selects, of ended requests."),
                 ("attended_tokens", "KV tokens that they read, averaged over layers."),
                 ("context_tokens", "KV tokens that dense attention would have read for them."),
-                ("selection_refreshes", "Lists made anew, summed over layers."),
+                ("selection_refreshes", "Lists renewed, summed over layers."),
             )
         }
         self._model = model

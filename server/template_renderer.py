@@ -1,5 +1,6 @@
 """TemplateRenderer: the server's side of the process that renders chat templates."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -63,7 +64,8 @@ class TemplateRenderer:
     def _reap(self) -> int:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # what the dead process did not read any more
+                    stream.close()
         return self._process.wait()
 
 

@@ -22,6 +22,9 @@ def attention_mass(query: Tensor, lse: Tensor, layer: LayerView) -> Tensor:
     """
     spec, length = layer.spec, layer.plan.host_kv_lens[0]
     heads = spec.num_kv_heads
+    # [T, Hq, …] → [Hkv, T, group, …]: the heads of a group share their keys.
+    grouped = query.reshape(len(query), heads, -1, spec.key_dim).transpose(0, 1)
+    grouped_lse = lse.reshape(len(query), heads, -1, 1).transpose(0, 1)
     positions = torch.arange(length - len(query), length, device=query.device)
     mass = query.new_zeros(spec.num_heads, length, dtype=torch.float32)
     pages = layer.plan.block_table[0].long()
@@ -32,14 +35,12 @@ def attention_mass(query: Tensor, lse: Tensor, layer: LayerView) -> Tensor:
         keys = layer.key_cache[pages[first : first + step]].flatten(0, 1)[: length - start]
         keys = keys.permute(1, 2, 0).float()
         tokens = torch.arange(start, start + keys.shape[-1], device=query.device)
-        for part in torch.arange(len(query), device=query.device).split(rows):
-            # [T, Hq, D] → [Hkv, T · group, D]: the heads of a group share their keys.
-            grouped = query[part].unflatten(1, (heads, -1)).transpose(0, 1)
-            scores = (grouped.float().flatten(1, 2) @ keys) * spec.scale
+        for row in range(0, len(query), rows):
+            part = grouped[:, row : row + rows].float()
+            scores = (part.flatten(1, 2) @ keys).view(*part.shape[:3], -1) * spec.scale
             if spec.softcap is not None:
                 scores = torch.tanh(scores / spec.softcap) * spec.softcap
-            scores = scores.unflatten(1, grouped.shape[1:3])
-            scores -= lse[part].unflatten(1, (heads, -1)).transpose(0, 1).unsqueeze(-1)
-            ahead = tokens > positions[part].view(-1, 1, 1)
-            mass[:, tokens] += scores.exp_().masked_fill_(ahead, 0.0).sum(1).flatten(0, 1)
+            scores = torch.exp(scores - grouped_lse[:, row : row + rows])
+            ahead = tokens > positions[row : row + rows].view(-1, 1, 1)
+            mass[:, start : start + len(tokens)] += scores.masked_fill_(ahead, 0.0).sum(1).flatten(0, 1)
     return mass

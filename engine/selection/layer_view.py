@@ -38,7 +38,7 @@ class GroupStep:
         return self.plan.kv_lens
 
     def forced(self, unit: int, sink_size: int, window_size: int) -> Tensor:
-        """bool [B, N]: units of `unit` tokens that hold a sink or a token of the window, the tail included."""
+        """bool [B, N]: units of `unit` tokens that hold a sink or a token of the window, tail included."""
 
         def build() -> Tensor:
             width = len(self.plan.block_table[0]) * self.plan.page_size // unit

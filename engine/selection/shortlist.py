@@ -34,7 +34,9 @@ def shortlisted(
     exact = listed_scores(
         query, layer.key_cache, layer.plan, units, unit, scale=spec.scale, softcap=spec.softcap
     )
-    token = (units.unsqueeze(-1) * unit + torch.arange(unit, dtype=torch.int32, device=units.device)).flatten(2)
+    token = (units.unsqueeze(-1) * unit + torch.arange(unit, dtype=torch.int32, device=units.device)).flatten(
+        2
+    )
     latest = step.kv_lens.view(-1, 1, 1) - settings.window_size
     always_read = ((token < settings.sink_size) | (token >= latest)) & ~exact.isneginf()
     ranked = exact.masked_fill(always_read, math.inf)

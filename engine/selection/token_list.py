@@ -1,4 +1,4 @@
-"""Token lists that are read for several steps: remembered with each token's weight, joined by newer tokens."""
+"""Token lists read for several steps: remembered with each token's weight, joined by newer tokens."""
 
 import torch
 from torch import Tensor

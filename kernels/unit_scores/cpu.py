@@ -63,9 +63,9 @@ def _score_one_by_one(
     groups: Tensor, table: Tensor, way: Schedule, wanted: list[int], scale: float
 ) -> Tensor:
     """groups `[B, Hkv, G, D]` -> `[wanted, Hkv, G, N]`; pages that a sequence does not have are unwritten."""
-    first = way.pieces[wanted[0]] if len(wanted) == 1 else []
-    if len(first) == 1 and first[0].units == way.width:
-        rows = _rows(table, first[0])
+    only = way.pieces[wanted[0]] if len(wanted) == 1 else []
+    if len(only) == 1 and only[0].units == way.width:
+        rows = _rows(table, only[0])
         return torch.baddbmm(UNREAD, groups[wanted[0]], rows, beta=0, alpha=scale).unsqueeze(0)
     scores = torch.empty(len(wanted), *groups.shape[1:3], way.width)
     for row, b in enumerate(wanted):

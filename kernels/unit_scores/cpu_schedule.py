@@ -95,7 +95,7 @@ def _pieces(pages: Numbers, units: int, in_place: bool, page_bytes: int) -> Iter
 def _tiles(pages: Numbers, start: int, stop: int, units: int, page_bytes: int) -> Iterator[Tile]:
     most = max(1, TILE_BYTES // page_bytes)
     for first, last in pairwise([*range(start, stop, most), stop]):
-        yield Tile(first * units, (last - first) * units, torch.from_numpy(pages[first:last]))
+        yield Tile(first * units, (last - first) * units, torch.from_numpy(pages[first:last].copy()))
 
 
 def _short_rows(plan: AttentionPlan, units: int, num_kv_heads: int, unit_bytes: int) -> ShortRows | None:

@@ -81,22 +81,10 @@ def score_kernel(  # type: ignore[no-untyped-def]
     for first in tl.static_range(0, GROUP_SIZE, BLOCK_G):
         heads = first + tl.arange(0, BLOCK_G)
         is_head = heads < GROUP_SIZE
-        tile = tl.zeros([BLOCK_N, BLOCK_G], tl.float32)
-        for start in tl.static_range(0, DIM, BLOCK_D):
-            dims = start + tl.arange(0, BLOCK_D)
-            is_dim = dims < DIM
-            k = tl.load(
-                rows[:, None] + dims[None, :] * table_dim, mask=seen[:, None] & is_dim[None, :], other=0.0
-            )
-            q = tl.load(
-                queries + heads[:, None] * query_head + dims[None, :] * query_dim,
-                mask=is_head[:, None] & is_dim[None, :],
-                other=0.0,
-            )
-            tile = tl.dot(k, tl.trans(q), tile, input_precision=PRECISION)
-        tile = tile * scale
-        if SOFTCAP:  # tanh(x) = 1 - 2 / (exp(2x) + 1)
-            tile = softcap * (1.0 - 2.0 / (tl.exp2(tile * (2.885390081777927 / softcap)) + 1.0))
+        tile = head_scores(
+            queries, heads, query_head, query_dim, rows, seen, table_dim, scale, softcap,
+            DIM, GROUP_SIZE, BLOCK_N, BLOCK_G, BLOCK_D, SOFTCAP, PRECISION,
+        )  # fmt: skip
         if REDUCE == "max":
             best = tl.maximum(best, tl.max(tl.where(is_head[None, :], tile, float("-inf")), 1))
         elif REDUCE == "mean":
@@ -108,3 +96,28 @@ def score_kernel(  # type: ignore[no-untyped-def]
     if REDUCE != "none":
         reduced = best if REDUCE == "max" else total / GROUP_SIZE
         tl.store(into + kv_head * scores_head, tl.where(seen, reduced, float("-inf")), mask=units < width)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def head_scores(  # type: ignore[no-untyped-def]
+    queries, heads, query_head, query_dim, rows, seen, row_dim, scale, softcap,
+    DIM: tl.constexpr, GROUP_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_N, BLOCK_G]: rows against some of a group's heads; rows not seen are not read."""
+    is_head = heads < GROUP_SIZE
+    tile = tl.zeros([BLOCK_N, BLOCK_G], tl.float32)
+    for start in tl.static_range(0, DIM, BLOCK_D):
+        dims = start + tl.arange(0, BLOCK_D)
+        is_dim = dims < DIM
+        k = tl.load(rows[:, None] + dims[None, :] * row_dim, mask=seen[:, None] & is_dim[None, :], other=0.0)
+        q = tl.load(
+            queries + heads[:, None] * query_head + dims[None, :] * query_dim,
+            mask=is_head[:, None] & is_dim[None, :],
+            other=0.0,
+        )
+        tile = tl.dot(k, tl.trans(q), tile, input_precision=PRECISION)
+    tile = tile * scale
+    if SOFTCAP:  # tanh(x) = 1 - 2 / (exp(2x) + 1)
+        tile = softcap * (1.0 - 2.0 / (tl.exp2(tile * (2.885390081777927 / softcap)) + 1.0))
+    return tile

@@ -16,6 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from headway.kernels.listed_scores.gpu import listed_constants, listed_kernel
 from headway.kernels.merge_states.gpu import merge_kernel
 from headway.kernels.page_summary.gpu import summarise_kernel, summary_constants
 from headway.kernels.paged_attention.gpu import block_rows, kernel_constants
@@ -67,6 +68,11 @@ def score(dim: int, group: int, units: int, reduce: Any, **features: bool) -> An
     kinds = dict.fromkeys(("exact", "softcap", "active"), False) | features
     constants = score_constants(dim, group, units, 64, reduce, **kinds)
     return score_kernel, constants, PROBE | {"table": "fp32" if kinds["exact"] else "bf16"}
+
+
+def listed(dim: int, group: int, unit: int, reduce: Any, **features: bool) -> Any:
+    kinds = dict.fromkeys(("exact", "softcap", "active"), False) | features
+    return listed_kernel, listed_constants(dim, group, 64, unit, reduce, **kinds), PROBE
 
 
 VARIANTS: dict[str, Any] = {
@@ -136,6 +142,12 @@ VARIANTS: dict[str, Any] = {
     "score 64 mqa": lambda: score(64, 71, 64, "max"),
     "score mla": lambda: score(576, 128, 64, "none"),
     "score 128 fp32": lambda: score(128, 4, 64, "max", exact=True),
+    "listed 128 units": lambda: listed(128, 4, 16, "max", active=True),
+    "listed 128 tokens": lambda: listed(128, 4, 1, "max"),
+    "listed 256 gemma-2": lambda: listed(256, 2, 16, "mean", softcap=True),
+    "listed 64 mqa": lambda: listed(64, 71, 64, "max"),
+    "listed mla": lambda: listed(576, 128, 16, "max"),
+    "listed 128 fp32": lambda: listed(128, 4, 16, "max", exact=True),
     "summary 128": lambda: (summarise_kernel, summary_constants(128, 64, bounds=True, mean=True), PROBE),
     "summary mla": lambda: (summarise_kernel, summary_constants(576, 64, bounds=True, mean=True), PROBE),
 }

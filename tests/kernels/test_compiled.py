@@ -23,6 +23,7 @@ CORE = [
     "top_k digit",
     "top_k write",
     "score 128 tokens",
+    "listed 128 units",
     "summary 128",
 ]
 

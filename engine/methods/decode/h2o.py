@@ -52,7 +52,8 @@ class Method(DecodeMethod[Settings]):
 
     def observe(self, query: Tensor, lse: Tensor, layer: LayerView) -> None:
         """Add up a chunk's attention."""
-        mass = attention_mass(query, lse, layer).unflatten(0, (layer.spec.num_kv_heads, -1)).sum(1)
+        each = attention_mass(query, lse, layer)
+        mass = each.view(layer.spec.num_kv_heads, -1, each.shape[1]).sum(1)
         before = layer.get("prompt")
         if before is not None:
             mass[:, : before.shape[-1]] += before[0]
@@ -66,14 +67,14 @@ class Method(DecodeMethod[Settings]):
             weights = pad(prompt, (0, max(layer.plan.host_kv_lens) - 1 - prompt.shape[-1]))
             numbers = torch.arange(1, weights.shape[-1] + 1, device=prompt.device, dtype=torch.int32)
             numbers = torch.where(numbers < layer.step.kv_lens.view(-1, 1, 1), numbers, 0)
-            kept, weights = self._heaviest(numbers.expand(-1, weights.shape[1], -1), weights, layer)
+            kept, lasting = self._heaviest(numbers.expand(-1, weights.shape[1], -1), weights, layer)
             layer.keep("numbers", kept, layer.step.fresh)
-            layer.keep("weights", weights, layer.step.fresh)
+            layer.keep("weights", lasting, layer.step.fresh)
             layer.put("prompt", prompt[..., :0])
-        numbers, weights = layer.get("numbers"), layer.get("weights")
-        assert numbers is not None
-        assert weights is not None
-        return numbers, weights
+        before = layer.get("numbers"), layer.get("weights")
+        assert before[0] is not None
+        assert before[1] is not None
+        return before[0], before[1]
 
     def _heaviest(self, numbers: Tensor, weights: Tensor, layer: LayerView) -> tuple[Tensor, Tensor]:
         settings, lens = self.settings, layer.step.kv_lens.view(-1, 1, 1)
@@ -97,7 +98,7 @@ def _attention(query: Tensor, numbers: Tensor, layer: LayerView) -> Tensor:
     pages = layer.plan.block_table.long().gather(1, (tokens // size).flatten(1)).view_as(tokens)
     heads = torch.arange(spec.num_kv_heads, device=query.device).view(-1, 1)
     keys = layer.key_cache[pages, tokens % size, heads].float()
-    grouped = query.float().unflatten(1, (spec.num_kv_heads, -1))
+    grouped = query.float().reshape(len(query), spec.num_kv_heads, -1, query.shape[2])
     scores = (grouped @ keys.transpose(-1, -2)) * spec.scale
     if spec.softcap is not None:
         scores = torch.tanh(scores / spec.softcap) * spec.softcap

@@ -56,11 +56,15 @@ class Settings(BudgetSettings):
 
 
 class Method(DecodeMethod[Settings]):
-    """Full layers, and reuse layers that inherit."""
+    """Full layers, and reuse layers that inherit.
+
+    Attributes:
+        sources: of every layer that selects, the full layer whose list it reads; known once checked.
+    """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._sources: dict[int, int] = {}
+        self.sources: dict[int, int] = {}
 
     def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:  # noqa: ARG002
         """Find each layer's source; a reuse layer needs a full one with as many KV heads before it."""
@@ -83,11 +87,11 @@ class Method(DecodeMethod[Settings]):
                     f"full_layers: layer {spec.layer_idx} must be one of them, because no full layer "
                     f"before it has its {spec.num_kv_heads} KV heads"
                 )
-            self._sources[spec.layer_idx] = source.layer_idx
+            self.sources[spec.layer_idx] = source.layer_idx
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """Everything, or the tokens of the layer that this one inherits from."""
-        source = self._sources[layer.spec.layer_idx]
+        source = self.sources[layer.spec.layer_idx]
         if source != layer.spec.layer_idx:
             handed = layer.step.handed[source]
             return DecodeSelection(handed.indices, handed.unit, handed.counts)

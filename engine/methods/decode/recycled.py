@@ -1,4 +1,4 @@
-"""recycled: lists of tokens that stay until the query turns (Recycled Attention / RefreshKV, arXiv 2411.05787).
+"""recycled: token lists that stay until the query turns (Recycled Attention, RefreshKV; arXiv 2411.05787).
 
 Each KV head of a layer has a list of the tokens that one query gave most attention: probabilities, the
 maximum over the group's heads, max-pooled along the sequence. Steps read the list and all newer tokens, the

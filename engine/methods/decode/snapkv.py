@@ -66,7 +66,7 @@ class Method(DecodeMethod[Settings]):
         queries, lses = _joined(layer, "queries", query), _joined(layer, "lses", lse)
         votes = attention_mass(queries, lses, layer)
         votes[:, -len(queries) :] = 0
-        by_group = self._pooled(votes).unflatten(0, (layer.spec.num_kv_heads, -1))
+        by_group = self._pooled(votes).view(layer.spec.num_kv_heads, -1, votes.shape[1])
         scores = by_group.amax(1) if self.settings.reduce == "max" else by_group.mean(1)
         scores = scores.log_().clamp_min_(FLOOR).unsqueeze(0)
         token_list.remember(scores, layer, self._prompt_settings, layer.step.fresh)

@@ -25,7 +25,7 @@ def queries(*seeds: int):
 
 
 def voted(key, query, *, scale: float = 1.0, kv_head=lambda head: head // GROUP) -> list[int]:
-    """The published steps in fp64: a softmax for each head over what is not read anyway, summed over heads."""
+    """The published steps in fp64: for each head a softmax over what is not read anyway, then the sum."""
     length = len(key)
     forced = always(length, SINKS, WINDOW)
     votes = torch.zeros(length, dtype=torch.float64)

@@ -66,10 +66,13 @@ def test_threads_take_turns(renderer):
     assert sorted(results) == [str(number) * 10_000 for number in range(8)]
 
 
-def test_a_process_that_was_killed_is_replaced():
+@pytest.mark.parametrize("gone", [False, True], ids=["dying", "gone"])
+def test_a_process_that_was_killed_is_replaced(gone):
     renderer = TemplateRenderer()
     try:
         renderer._process.kill()
+        if gone:
+            renderer._process.wait()
         with pytest.raises(RequestFailed, match="status -9"):
             renderer.render(job("x"))
         assert renderer.render(job("x")) == "x"
