@@ -5,8 +5,9 @@
 On needle: a haystack of facts is read once per context and task (densely, as a server would), then every
 method answers the same questions over it, along the right answer, and its tokens are compared with dense
 decoding's. Times are medians over greedy decode steps after one question, all cores, float32. Ratios are
-speed-ups (above 1: the method is faster); `attention` is the time inside the attention of all layers, with the
-choosing. `mass_recall`: attention mass of what was read over that of the exact top-k of the same size.
+speed-ups (above 1: the method is faster); `attention` is the time inside the attention of all layers, with
+choosing and storing. `mass_recall`: attention mass of what was read over that of the exact top-k of the same
+size, where anything is selected.
 """
 
 import json
@@ -14,6 +15,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from transformers import GenerationConfig
 
 from benchmarks.decode_session import Session, Steps
 from benchmarks.recall import mass_recall, watched
@@ -97,10 +100,15 @@ def generate_seconds(session: Session, prompt: list[int], steps: int) -> list[fl
 
         with torch.inference_mode():
             model.generate(
-                ids, attention_mask=torch.ones_like(ids), past_key_values=cache(len(prompt) - 1), do_sample=False,
-                max_new_tokens=steps, min_new_tokens=steps, pad_token_id=0, streamer=Clock(),
-            )  # fmt: skip
-    return [b - a for a, b in zip(times[1:], times[2:], strict=False)]
+                ids,
+                attention_mask=torch.ones_like(ids),
+                past_key_values=cache(len(prompt) - 1),
+                generation_config=GenerationConfig(
+                    max_new_tokens=steps, min_new_tokens=steps, do_sample=False, pad_token_id=0
+                ),
+                streamer=Clock(),  # type: ignore[arg-type]
+            )
+    return [after - before for before, after in pairwise(times[1:])]
 
 
 def measure(
@@ -205,7 +213,7 @@ def main(
     budgets = budget or ([512] if quick else [512, 2048])
     tasks = task or (["key_value"] if quick else ["many_keys", "key_value"])
     count, steps = (8, 16) if quick else (count, steps)
-    console = Console()
+    console = Console(width=160)
     loaded = load(ModelConfig(name="needle", dtype="float32"))
     found = variants(loaded, budgets, method or [])
     sidecars: frozenset[Sidecar] = frozenset().union(*(variant.method.sidecars() for variant in found))

@@ -118,7 +118,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     The first event of a request carries `cached_tokens` (prompt tokens found in the prefix cache) and, if
     asked for, `prompt_logprobs` (one entry per prompt token, the first None). `finish_reason` marks the last
-    event, which also carries `selection`. A stop token is the last of `token_ids` and is not part of the text.
+    event, which also carries `selection`. A stop token is the last of `token_ids`, and no part of the text.
     """
 
     request_id: str

@@ -70,11 +70,11 @@ def sample(
             (outcome,) = isolated(partial(_score, sampler, chunk), [rows])
         outcomes.append(outcome)
         if chunk.samples and isinstance(outcome, Outcome):
-            last_rows[index] = rows[-1]
+            last_rows[index] = rows[-1:]
 
     def work(indices: Iterable[int]) -> list[Sample | RequestFailed]:
         rows, sequences = zip(*((last_rows[i], batch.chunks[i].sequence) for i in indices), strict=True)
-        return sampler.sample(torch.stack(rows), list(sequences))
+        return sampler.sample(torch.cat(rows), list(sequences))
 
     samples = isolated(work, list(last_rows)) if last_rows else []
     for index, drawn in zip(last_rows, samples, strict=True):

@@ -140,7 +140,7 @@ class PrefixCache:
         sequence.pages.append(self._allocator.take())
 
     def register(self, sequence: Sequence) -> None:
-        """Make the sequence's full pages findable once they are computed, as far as no selection is in them."""
+        """Make the sequence's full pages findable once they are computed, but none that a selection made."""
         self.extend_chain(sequence)
         exact = min(sequence.computed, sequence.exact)
         computed = min(exact // self.page_size, len(sequence.digests))

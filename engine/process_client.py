@@ -20,6 +20,9 @@ from headway.engine.sockets import ClientEnd
 POLL_SECONDS = 0.2
 CLOSE_SECONDS = 10.0
 
+# Threads that spin between two operators take the cores from the server, which then holds them up in turn.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 
 class ProcessClient(MailboxClient):
     """An `EngineClient` whose engine is a child process; the constructor returns once the model is loaded.
@@ -102,7 +105,8 @@ def _start(folder: Path, config: EngineConfig) -> "subprocess.Popen[bytes]":
     # -P: the working directory is no place to import from. A session of its own: Ctrl-C is for the server,
     # which ends the engine once its requests are done.
     command = [sys.executable, "-P", "-m", "headway.engine.process_main", str(folder), str(os.getpid())]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    environment = {**WAITING, **os.environ}
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment)
     if child.stdin is not None:
         with child.stdin as stdin:
             stdin.write(config.model_dump_json().encode())

@@ -3,6 +3,7 @@
 It connects to the two sockets in FOLDER, ends when the process PARENT ends, and opens no other door.
 """
 
+import gc
 import logging
 import os
 import shutil
@@ -38,6 +39,8 @@ def main() -> None:
                 logger.exception("the engine could not start")
             link.send([StartFailed(type(error).__name__, str(error))])
             sys.exit(1)
+        gc.collect()
+        gc.freeze()  # the model and its libraries outlive every collection: no need to look through them
         link.send([Ready(engine.info)])
         try:
             serve(engine, link)

@@ -11,6 +11,7 @@ from headway.engine.batch import Batch, Chunk
 from headway.engine.cache import KVCache
 from headway.engine.loaded import LoadedModel
 from headway.engine.messages import SelectionUsage
+from headway.engine.norms import fused_norms
 from headway.engine.patch import attached
 from headway.engine.request import Sequence
 from headway.engine.selection.selection_step import selection_step
@@ -33,6 +34,7 @@ class ModelRunner:
         with ExitStack() as stack:
             stack.enter_context(attached(loaded.model))
             stack.enter_context(loaded.rope.attached())
+            stack.enter_context(fused_norms(loaded.model))
             self._attached = stack.pop_all()
 
     def run(self, batch: Batch) -> torch.Tensor:

@@ -36,11 +36,12 @@ def attention_mass(query: Tensor, lse: Tensor, layer: LayerView) -> Tensor:
         keys = keys.permute(1, 2, 0).float()
         tokens = torch.arange(start, start + keys.shape[-1], device=query.device)
         for row in range(0, len(query), rows):
-            part = grouped[:, row : row + rows].float()
-            scores = (part.flatten(1, 2) @ keys).view(*part.shape[:3], -1) * spec.scale
+            part = grouped[:, row : row + rows].float() * spec.scale
+            scores = (part.flatten(1, 2) @ keys).view(*part.shape[:3], -1)
             if spec.softcap is not None:
                 scores = torch.tanh(scores / spec.softcap) * spec.softcap
-            scores = torch.exp(scores - grouped_lse[:, row : row + rows])
-            ahead = tokens > positions[row : row + rows].view(-1, 1, 1)
-            mass[:, start : start + len(tokens)] += scores.masked_fill_(ahead, 0.0).sum(1).flatten(0, 1)
+            scores.sub_(grouped_lse[:, row : row + rows]).exp_()
+            if start + len(tokens) > length - len(query) + row:
+                scores.masked_fill_(tokens > positions[row : row + rows].view(-1, 1, 1), 0.0)
+            mass[:, start : start + len(tokens)] += scores.sum(1).flatten(0, 1)
     return mass

@@ -19,7 +19,7 @@ class DecodeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     method: str
-    dense_below: Count = Field(4096, description="Contexts of fewer tokens are read whole.")
+    dense_below: Count = Field(4096, description="Contexts of up to so many tokens are read whole.")
     dense_layers: Count = Field(0, description="The first layers, which always read everything.")
     sink_size: Count = Field(64, description="First tokens, always read.")
     window_size: Positive = Field(256, description="Latest tokens, always read.")

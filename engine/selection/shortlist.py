@@ -1,4 +1,4 @@
-"""From cheap scores of units to the best tokens: a shortlist of units, ranked by the exact scores of its tokens."""
+"""From cheap scores of units to the best tokens: a shortlist of units, whose tokens are ranked exactly."""
 
 import math
 

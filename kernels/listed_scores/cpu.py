@@ -4,15 +4,13 @@ A PyTorch call costs 2-5 us, a numpy call 1, the copy and the product of 4096 ke
 is small is done in numpy.
 """
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from headway.kernels.listed_scores import GroupReduction
 from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
-from headway.kernels.selected_attention.cpu_lists import UnitPlaces, chosen, unit_places
+from headway.kernels.selected_attention.cpu_lists import UnitPlaces, chosen, unit_cells, unit_places
 
 COPY_BYTES = 1024 * 1024  # keys of one product; larger copies fall out of the CPU's cache
 
@@ -21,7 +19,7 @@ def listed_scores(
     query: Tensor, key_cache: Tensor, plan: AttentionPlan, indices: Tensor, unit: int, scale: float,
     softcap: float | None, reduce: GroupReduction, active: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    where = plan.memo(("cpu units", unit), lambda: unit_places(plan, unit))
+    where = unit_places(plan, unit)
     if active is None or active.all():
         return _score(query, key_cache, indices, unit, where, scale, softcap, reduce)
     shape = len(query), key_cache.shape[2], indices.shape[2] * unit
@@ -44,7 +42,7 @@ def _score(
         groups = groups.mean(1, keepdims=True)
 
     places, lengths = chosen(indices, unit, where)
-    rows = places[..., None] * (unit * num_kv_heads) + _cells(num_kv_heads, unit)
+    rows = (places * (unit * num_kv_heads))[..., None] + unit_cells(num_kv_heads, num_kv_heads, unit)
     rows = rows.reshape(batch * num_kv_heads, -1)
     scores = np.empty((batch * num_kv_heads, num_units * unit), dtype=np.float32)
     step = max(1, COPY_BYTES // (4 * dim * rows.shape[1]))
@@ -56,7 +54,7 @@ def _score(
             products.div_(softcap).tanh_().mul_(softcap)
             if reduce == "mean":
                 products = products.mean(1, keepdim=True)
-        np.max(products.numpy(), 1, out=scores[some, : rows.shape[1]])
+        np.maximum.reduce(products.numpy(), 1, out=scores[some, : rows.shape[1]])
 
     by_list = scores.reshape(batch * num_lists, num_kv_heads // num_lists, -1)
     for one, length in zip(by_list, lengths, strict=True):
@@ -64,14 +62,8 @@ def _score(
     return torch.from_numpy(scores.reshape(batch, num_kv_heads, -1))
 
 
-@lru_cache(maxsize=64)
-def _cells(num_kv_heads: int, unit: int) -> Numbers:
-    """[Hkv, 1, unit]: a unit's cells of each KV head among those of all."""
-    return np.arange(num_kv_heads)[:, None, None] + np.arange(unit) * num_kv_heads
-
-
 def _copy(cache: Tensor, rows: Numbers) -> Tensor:
-    """Keys fp32 `[lists, N, D]` of rows `[lists, N]` of the cache seen as [num_pages * page_size * Hkv, D]."""
+    """Keys fp32 `[lists, N, D]` of rows `[lists, N]` of the cache as [num_pages * page_size * Hkv, D]."""
     dim = cache.shape[3]
     if not cache.is_contiguous():
         return cache[torch.unravel_index(torch.from_numpy(rows), cache.shape[:3])].float()

@@ -11,13 +11,8 @@ import torch
 from torch import Tensor
 
 from headway.kernels.paged_attention.cpu_cache import CpuCache
-from headway.kernels.paged_attention.cpu_schedule import (
-    DecodeSchedule,
-    Piece,
-    Sequence,
-    schedule_decodes,
-    sequences,
-)
+from headway.kernels.paged_attention.cpu_decodes import InPlace, Part, schedule_decodes
+from headway.kernels.paged_attention.cpu_schedule import Piece, Sequence
 from headway.kernels.paged_attention.cpu_tiled import attend_tiled
 from headway.kernels.paged_attention.merging import add_part, add_sinks
 from headway.kernels.paged_attention.plan import AttentionPlan
@@ -31,7 +26,7 @@ def paged_attention(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     kv = CpuCache(key_cache, value_cache)
     dtype, query = query.dtype, kv.widen(query)
-    decodes, chunks = plan.memo(("cpu", kv.cost.flat), lambda: sequences(plan, kv.cost.flat))
+    decodes, chunks = plan.memo("cpu", lambda: _kinds(plan))
     tiled = softcap is not None or not kv.same_dim
     if not chunks and not tiled:  # what a decode step is
         decoded, lse = _decode(query, kv, _schedule(plan, decodes, window, kv), scale)
@@ -43,28 +38,33 @@ def paged_attention(
     if out is None:
         out = torch.empty((*query.shape[:2], kv.value_dim), dtype=dtype)
     lse = torch.empty(query.shape[:2], dtype=torch.float32)
-    if tiled:
-        for one in (*decodes, *chunks):
+    if decodes and not tiled:
+        tokens = torch.tensor([plan.host_starts[b] for b in decodes])
+        decoded, lse[tokens] = _decode(query[tokens], kv, _schedule(plan, decodes, window, kv), scale)
+        out[tokens] = decoded.to(dtype)
+    for b in (*decodes, *chunks) if tiled else chunks:
+        one = Sequence.of(plan, b, kv.cost.flat)
+        if tiled:
             tiled_out, lse[one.rows] = attend_tiled(query[one.rows], one, kv.load, scale, window, softcap)
             out[one.rows] = tiled_out[..., : kv.value_dim]
-    else:
-        if decodes:
-            tokens = torch.tensor([one.rows.start for one in decodes])
-            schedule = _schedule(plan, decodes, window, kv)
-            decoded, lse[tokens] = _decode(query[tokens], kv, schedule, scale)
-            out[tokens] = decoded.to(dtype)
-        for one in chunks:
+        else:
             _Chunk(kv, one, scale).attend(query[one.rows], window, out[one.rows], lse[one.rows])
     if sinks is not None:
         add_sinks(out, lse, sinks)
     return out, lse
 
 
-def _schedule(
-    plan: AttentionPlan, decodes: list[Sequence], window: int | None, kv: CpuCache
-) -> DecodeSchedule:
+def _kinds(plan: AttentionPlan) -> tuple[list[int], list[int]]:
+    """The sequences that decode, and those that bring longer chunks."""
+    kinds: tuple[list[int], list[int]] = ([], [])
+    for b, q_len in enumerate(plan.host_q_lens):
+        kinds[q_len > 1].append(b)
+    return kinds
+
+
+def _schedule(plan: AttentionPlan, decodes: list[int], window: int | None, kv: CpuCache) -> list[Part]:
     key = ("cpu decodes", window, kv.cost)
-    return plan.memo(key, lambda: schedule_decodes(decodes, window, kv.cost))
+    return plan.memo(key, lambda: schedule_decodes(plan, decodes, window, kv.cost))
 
 
 def _flash(
@@ -76,42 +76,46 @@ def _flash(
     )
 
 
-def _decode(query: Tensor, kv: CpuCache, schedule: DecodeSchedule, scale: float) -> tuple[Tensor, Tensor]:
+def _decode(query: Tensor, kv: CpuCache, parts: list[Part], scale: float) -> tuple[Tensor, Tensor]:
     """One query per row, the group's heads packed as rows of one KV head so that K and V are read once."""
     rows, heads, dim = query.shape
     packed = query.reshape(rows, kv.num_kv_heads, -1, dim)
-    parts = []
-    for part in schedule.in_place:
-        key, value = kv.load_run(part.start, part.length, part.splits)
-        row = packed if rows == 1 else packed.narrow(0, part.row, 1)
-        if part.splits > 1:
-            row = row.expand(part.splits, -1, -1, -1)
-        parts.append(_flash(row, key, value, scale))
-    for batch in schedule.gathered:
-        key, value = (
-            x.view(-1, batch.length, *x.shape[1:]).transpose(1, 2) for x in kv.load(batch.slots)
-        )  # [n, Hkv, length, D]
-        mask = batch.padding
-        if mask is not None:
-            mask = mask.to(key.dtype).expand(-1, 1, packed.shape[2], -1)
-        parts.append(_flash(packed[batch.rows], key, value, scale, mask=mask))
-    part_out, part_lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-    if kv.shared:
-        part_out = part_out[..., : kv.value_dim]
-    part_out, part_lse = part_out.reshape(-1, heads, kv.value_dim), part_lse.reshape(-1, heads).float()
-    part_rows = schedule.part_rows
-    if part_rows is None:
-        return part_out, part_lse
-    if len(part_rows) == rows:
-        order = part_rows.argsort()
-        return part_out[order], part_lse[order]
-    peak = part_lse.new_full((rows, heads), float("-inf"))
-    peak.scatter_reduce_(0, part_rows.unsqueeze(1).expand_as(part_lse), part_lse, "amax")
-    weight = torch.exp(part_lse - peak[part_rows])
-    total = torch.zeros_like(peak).index_add_(0, part_rows, weight)
-    weighted = part_out * (weight / total[part_rows]).unsqueeze(-1)
-    merged = weighted.new_zeros(rows, *weighted.shape[1:]).index_add_(0, part_rows, weighted)
-    return merged, peak + torch.log(total)
+    out = lse = None
+    for part in parts:
+        whole = part.batch == rows and isinstance(part.rows, slice) and not _splits(part)
+        part_query = packed if whole else packed[part.rows]
+        part_out, part_lse = _attend_part(part_query, kv, part, scale)
+        part_out, part_lse = part_out.reshape(-1, heads, part_out.shape[3]), part_lse.reshape(-1, heads)
+        if out is None or lse is None:
+            if whole:
+                out, lse = part_out, part_lse
+                continue
+            out = part_out.new_zeros((rows, *part_out.shape[1:]))
+            lse = part_lse.new_full((rows, heads), float("-inf"))
+        for i in range(part.batch if _splits(part) else 1):
+            new = (part_out[i : i + 1], part_lse[i : i + 1]) if _splits(part) else (part_out, part_lse)
+            out[part.rows], lse[part.rows] = add_part(out[part.rows], lse[part.rows], *new)
+    assert out is not None  # a row always sees itself
+    assert lse is not None
+    return out[..., : kv.value_dim], lse.float()
+
+
+def _splits(part: Part) -> bool:
+    return isinstance(part, InPlace) and part.split
+
+
+def _attend_part(query: Tensor, kv: CpuCache, part: Part, scale: float) -> tuple[Tensor, Tensor]:
+    """query `[n, Hkv, G, D]`, n = part.batch, or 1 for the splits of one row."""
+    if isinstance(part, InPlace):
+        key, value = kv.load_runs(part.start, part.step, part.length, part.batch)
+        return _flash(query.expand(part.batch, -1, -1, -1) if part.split else query, key, value, scale)
+    key, value = (
+        x.view(part.batch, part.length, *x.shape[1:]).transpose(1, 2) for x in kv.load(part.slots)
+    )  # [n, Hkv, length, D]
+    mask = part.padding
+    if mask is not None:
+        mask = mask.to(key.dtype).expand(-1, 1, query.shape[2], -1)
+    return _flash(query, key, value, scale, mask=mask)
 
 
 class _Chunk:

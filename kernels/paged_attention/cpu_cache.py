@@ -65,10 +65,10 @@ class CpuCache:
         key = self._read(self.key, piece)
         return key, key if self.shared else self._read(self.value, piece)
 
-    def load_run(self, start: int, length: int, splits: int) -> tuple[Tensor, Tensor]:
-        """Keys and values `[splits, Hkv, length, D]` of equal, adjacent runs from slot `start` on."""
-        key = self._run(self.key, start, length, splits)
-        return key, key if self.shared else self._run(self.value, start, length, splits)
+    def load_runs(self, start: int, step: int, length: int, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and values `[count, Hkv, length, D]` of runs that begin `step` slots apart, in place."""
+        key = self._runs(self.key, start, step, length, count)
+        return key, key if self.shared else self._runs(self.value, start, step, length, count)
 
     def widen(self, tensor: Tensor) -> Tensor:
         if tensor.dtype != self.dtype:
@@ -81,14 +81,14 @@ class CpuCache:
             return self.widen(kv[at // kv.shape[1], at % kv.shape[1]])
         if isinstance(piece, tuple):
             start, stop = piece
-            return self._run(kv, start, stop - start, 1)[0].transpose(0, 1)
+            return self._runs(kv, start, 0, stop - start, 1)[0].transpose(0, 1)
         num_pages, page_size, num_kv_heads, dim = kv.shape
         slots = kv.as_strided((num_pages * page_size, num_kv_heads, dim), kv.stride()[1:])
         return self.widen(slots.index_select(0, piece))
 
-    def _run(self, kv: Tensor, start: int, length: int, splits: int) -> Tensor:
+    def _runs(self, kv: Tensor, start: int, step: int, length: int, count: int) -> Tensor:
         """One view: a decode makes two of these per layer, and each further view costs it a microsecond."""
         _, token, head, _ = kv.stride()
-        size = (splits, self.cost.num_kv_heads, length, kv.shape[3])
-        strides = (length * token, head, token, 1)
+        size = (count, self.cost.num_kv_heads, length, kv.shape[3])
+        strides = (step * token, head, token, 1)
         return self.widen(kv.as_strided(size, strides, kv.storage_offset() + start * token))

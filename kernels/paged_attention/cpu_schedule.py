@@ -18,7 +18,6 @@ from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
 
 DIRECT_BYTES = 1024 * 1024  # a run of at least this much K and V is read where it lies
 GATHER_BYTES = 4 * 1024 * 1024  # one gathered batch at most; larger ones fall out of the cache and page-fault
-SPLIT_TOKENS = 2048  # a decode shorter than this is not worth several threads
 
 Piece = tuple[int, int] | Tensor  # slots [start, stop), or int64 slots to gather
 
@@ -49,6 +48,11 @@ class Sequence(NamedTuple):
     table: Numbers
     page_size: int
     flat: bool
+
+    @classmethod
+    def of(cls, plan: AttentionPlan, b: int, flat: bool) -> "Sequence":
+        lens = plan.host_q_lens[b], plan.host_kv_lens[b]
+        return cls(plan.rows(b), *lens, plan.host_tables[b], plan.page_size, flat)
 
     @property
     def position(self) -> int:
@@ -101,93 +105,3 @@ class Sequence(NamedTuple):
         runs[0] = (runs[0][0] + start % size, runs[0][1])
         runs[-1] = (runs[-1][0], runs[-1][1] - (-stop) % size)
         return runs
-
-
-class InPlace(NamedTuple):
-    """Keys of one decode row: `splits` equal runs from slot `start` on, so that all cores have work."""
-
-    row: int
-    start: int
-    length: int
-    splits: int
-
-
-class Gathered(NamedTuple):
-    """Several decode rows' keys copied side by side, padded to one length."""
-
-    rows: Tensor  # int64 [n]
-    slots: Tensor  # int64 [n * length]
-    length: int
-    padding: Tensor | None  # [n, 1, 1, length], 0 or -inf
-
-
-class DecodeSchedule(NamedTuple):
-    in_place: list[InPlace]
-    gathered: list[Gathered]
-    part_rows: Tensor | None  # int64: the row of each part, of in_place, then gathered; None: part i is row i
-
-
-def sequences(plan: AttentionPlan, flat: bool) -> tuple[list[Sequence], list[Sequence]]:
-    """The batch's decodes and its longer chunks."""
-    lens = zip(plan.host_q_lens, plan.host_kv_lens, plan.host_tables, strict=True)
-    every = [Sequence(plan.rows(b), *of_b, plan.page_size, flat) for b, of_b in enumerate(lens)]
-    return [one for one in every if one.q_len == 1], [one for one in every if one.q_len > 1]
-
-
-def schedule_decodes(decodes: list[Sequence], window: int | None, cost: ReadCost) -> DecodeSchedule:
-    in_place: list[InPlace] = []
-    loose: list[tuple[int, Numbers]] = []  # (row, slots)
-    for row, sequence in enumerate(decodes):
-        start = 0 if window is None else max(0, sequence.kv_len - window)
-        if len(decodes) > 1 and sequence.kv_len - start < cost.direct_tokens:
-            loose.append((row, sequence.slots(start, sequence.kv_len)))
-            continue
-        for piece in sequence.pieces(start, sequence.kv_len, cost):
-            if isinstance(piece, Tensor):
-                loose.append((row, piece.numpy()))
-            elif piece[1] - piece[0] >= cost.direct_tokens or len(decodes) == 1:
-                in_place += _split(row, *piece, cost.num_kv_heads)
-            else:
-                loose.append((row, np.arange(*piece)))
-    gathered = [_pad(group) for group in _groups(loose, cost.gather_tokens)]
-    rows = [part.row for part in in_place for _ in range(part.splits)]
-    for batch in gathered:
-        rows += batch.rows.tolist()
-    in_order = rows == list(range(len(decodes)))
-    return DecodeSchedule(in_place, gathered, None if in_order else torch.tensor(rows))
-
-
-def _split(row: int, start: int, stop: int, num_kv_heads: int) -> Iterator[InPlace]:
-    splits = max(1, min(torch.get_num_threads() // num_kv_heads, (stop - start) // SPLIT_TOKENS))
-    length = (stop - start) // splits
-    yield InPlace(row, start, length, splits)
-    if start + length * splits < stop:
-        yield InPlace(row, start + length * splits, stop - start - length * splits, 1)
-
-
-def _groups(loose: list[tuple[int, Numbers]], limit: int) -> Iterator[list[tuple[int, Numbers]]]:
-    """Parts of like length together: at most a quarter of a group is padding."""
-    group: list[tuple[int, Numbers]] = []
-    for row, slots in sorted(loose, key=lambda part: -len(part[1])):
-        if group and (len(slots) < 0.75 * len(group[0][1]) or len(group[0][1]) * (len(group) + 1) > limit):
-            yield group
-            group = []
-        group.append((row, slots))
-    if group:
-        yield group
-
-
-def _pad(group: list[tuple[int, Numbers]]) -> Gathered:
-    """`group` begins with its longest part."""
-    lengths = np.array([len(slots) for _, slots in group])
-    padded = np.empty((len(group), lengths[0]), dtype=np.int64)
-    for row, (_, slots) in zip(padded, group, strict=True):
-        row[: len(slots)] = slots
-        row[len(slots) :] = slots[0]  # a real slot of the same sequence, never one whose content is unknown
-    padding = None
-    if lengths[-1] < lengths[0]:
-        beyond = np.arange(lengths[0]) >= lengths[:, None]
-        hidden = np.where(beyond, np.float32("-inf"), np.float32(0))
-        padding = torch.from_numpy(hidden)[:, None, None]
-    rows = torch.tensor([row for row, _ in group])
-    return Gathered(rows, torch.from_numpy(padded).view(-1), padded.shape[1], padding)

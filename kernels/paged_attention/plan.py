@@ -1,5 +1,6 @@
 """The host side of paged attention: what one batch looks like, worked out once and shared by its layers."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,16 +96,17 @@ def plan(
         )
     if page_size < 1:
         raise ValueError(f"page_size must be positive, not {page_size}")
-    tables = []
-    for b, (q_len, kv_len, pages) in enumerate(zip(q_lens, kv_lens, block_tables, strict=True)):
+    used = [-(-kv_len // page_size) for kv_len in kv_lens]
+    for b, (q_len, kv_len, pages, count) in enumerate(zip(q_lens, kv_lens, block_tables, used, strict=True)):
         if not 1 <= q_len <= kv_len:
             raise ValueError(f"q_lens[{b}] = {q_len} must lie between 1 and kv_lens[{b}] = {kv_len}")
-        used = -(-kv_len // page_size)
-        if len(pages) < used:
-            raise ValueError(f"block_tables[{b}] has {len(pages)} pages, {kv_len} tokens need {used}")
-        tables.append(np.asarray(pages[:used], dtype=np.int64))
-        if tables[-1].min() < 0:
-            raise ValueError(f"block_tables[{b}] holds a negative page")
+        if len(pages) < count:
+            raise ValueError(f"block_tables[{b}] has {len(pages)} pages, {kv_len} tokens need {count}")
+    tables = [np.asarray(pages[:count], np.int64) for pages, count in zip(block_tables, used, strict=True)]
+    numbers = np.concatenate(tables)
+    if numbers.min() < 0:
+        b = bisect_right(list(accumulate(used)), int(numbers.argmin()))
+        raise ValueError(f"block_tables[{b}] holds a negative page")
     *starts, num_tokens = accumulate(q_lens, initial=0)
     return AttentionPlan(
         page_size=page_size,
@@ -114,5 +116,5 @@ def plan(
         host_q_lens=tuple(q_lens),
         host_kv_lens=tuple(kv_lens),
         host_tables=tuple(tables),
-        max_page=max(int(table.max()) for table in tables),
+        max_page=int(numbers.max()),
     )

@@ -4,8 +4,6 @@ At the usual budgets fixed costs dominate (2-5 us for each PyTorch call, 25-80 u
 2048 tokens), so positions are worked out in numpy, and a list that all heads share copies whole units.
 """
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from torch import Tensor
 from headway.kernels.paged_attention.cpu_cache import multiplies_fast
 from headway.kernels.paged_attention.merging import add_sinks
 from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
-from headway.kernels.selected_attention.cpu_lists import UnitPlaces, chosen, unit_places
+from headway.kernels.selected_attention.cpu_lists import UnitPlaces, chosen, unit_cells, unit_places
 from headway.kernels.selected_attention.cpu_scratch import Scratch
 
 COPY_BYTES = 4 * 1024 * 1024  # K and V of one call; larger copies fall out of the cache
@@ -27,7 +25,7 @@ def selected_attention(
     scale: float, softcap: float | None, sinks: Tensor | None, active: Tensor | None, out: Tensor | None,
     lse: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    where = plan.memo(("cpu units", unit), lambda: unit_places(plan, unit))
+    where = unit_places(plan, unit)
     rows = None
     if active is not None and not active.all():
         rows = active.nonzero().squeeze(1)
@@ -91,7 +89,7 @@ class _Copies:
             self.span = 1
             self.whole_pages = False
             size, strides = (batch, num_lists), (num_lists * self.length, self.length, 1)
-            cells = (places * (unit * num_kv_heads))[..., None] + _cells(num_lists, num_kv_heads, unit)
+            cells = (places * (unit * num_kv_heads))[..., None] + unit_cells(num_lists, num_kv_heads, unit)
             rows = cells.reshape(batch, num_lists, -1)[..., : self.length]
         if batch == 1:  # heads first, so that the lse comes out in one piece
             size, strides = size[::-1], (strides[1], strides[0], strides[2])
@@ -153,13 +151,6 @@ class _Copies:
         return copied.as_strided(
             (*self.size, self.length, dim), (*(stride * dim for stride in self.strides), 1)
         )
-
-
-@lru_cache(maxsize=64)
-def _cells(num_lists: int, num_kv_heads: int, unit: int) -> Numbers:
-    """[Hs, 1, unit]: a unit's cells of one KV head among those of all."""
-    heads = np.arange(num_lists) * num_kv_heads // num_lists
-    return heads[:, None, None] + np.arange(unit) * num_kv_heads
 
 
 def _softmax_attention(

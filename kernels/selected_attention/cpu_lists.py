@@ -1,6 +1,7 @@
 """What the lists of a decode group say, as a CPU needs it: where the units lie, and how many tokens."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -32,12 +33,23 @@ class Chosen(NamedTuple):
 
 
 def unit_places(plan: AttentionPlan, unit: int) -> UnitPlaces:
+    return plan.memo(("cpu units", unit), lambda: _unit_places(plan, unit))
+
+
+def _unit_places(plan: AttentionPlan, unit: int) -> UnitPlaces:
     per_page = plan.page_size // unit
     tables = plan.host_tables
     if per_page > 1:
         tables = tuple((table - np.arange(len(table))) * per_page for table in tables)
     starts = np.cumsum([0, *map(len, tables[:-1])])[:, None, None] if len(tables) > 1 else None
     return UnitPlaces(np.concatenate(tables), starts, plan.host_kv_lens, range(len(tables)), per_page)
+
+
+@lru_cache(maxsize=64)
+def unit_cells(num_lists: int, num_kv_heads: int, unit: int) -> Numbers:
+    """[Hs, 1, unit]: a unit's cells of one KV head among those of all."""
+    heads = np.arange(num_lists) * num_kv_heads // num_lists
+    return heads[:, None, None] + np.arange(unit) * num_kv_heads
 
 
 def chosen(indices: Tensor, unit: int, where: UnitPlaces) -> Chosen:

@@ -14,7 +14,13 @@ from headway.engine.memory_plan import GIB, Needs, context_limit, divide
 
 MIB = 2**20
 NEEDS = Needs(
-    weights=GIB, page=4 * MIB, sidecars=0, activations=512 * MIB, logits=64 * MIB, chunk=2048, chunk_context=4096
+    weights=GIB,
+    page=4 * MIB,
+    sidecars=0,
+    activations=512 * MIB,
+    logits=64 * MIB,
+    chunk=2048,
+    chunk_context=4096,
 )
 
 

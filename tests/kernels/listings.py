@@ -1,4 +1,4 @@
-"""What listed_scores should return for a group of random lists: token by token, in fp64, without pages' help."""
+"""What listed_scores should return for a group of random lists: token by token, in fp64."""
 
 from typing import Any
 
@@ -17,8 +17,7 @@ def oracle(
     reduce: str = "max",
     active: Tensor | None = None,
 ) -> Tensor:
-    batch, heads, _ = case.query.shape
-    num_kv_heads = case.keys.shape[2]
+    batch, num_kv_heads = len(case.query), case.keys.shape[2]
     out = torch.full((batch, num_kv_heads, case.width * case.unit), -torch.inf, dtype=torch.float64)
     for b in range(batch) if active is None else active.nonzero().flatten().tolist():
         for kv_head in range(num_kv_heads):

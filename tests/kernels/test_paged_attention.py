@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headway.kernels import dispatch
-from headway.kernels.paged_attention import cpu_schedule, paged_attention, plan
+from headway.kernels.paged_attention import cpu_decodes, cpu_schedule, paged_attention, plan
 
 PAGE = 16
 MIXED = [(1, 1), (1, 40), (5, 21), (16, 16), (33, 50), (1, PAGE), (1, PAGE - 1), (2, PAGE + 1)]
@@ -102,7 +102,7 @@ def test_runs_read_in_place_and_gathers_in_parts(batch, monkeypatch, kind, pages
 
 
 def test_one_decode_split_over_threads(batch, monkeypatch):
-    monkeypatch.setattr(cpu_schedule, "SPLIT_TOKENS", 10)
+    monkeypatch.setattr(cpu_decodes, "SPLIT_TOKENS", 10)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     batch([(1, 67)], pages="contiguous").check(paged_attention)
     batch([(1, 67)], heads=(4, 1), dim=48, value_dim=32, latent=True, pages="contiguous").check(

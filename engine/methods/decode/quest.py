@@ -41,7 +41,7 @@ class Method(DecodeMethod[Settings]):
         """Channel-wise bounds."""
         return frozenset({self._bounds})
 
-    def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:
+    def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:  # noqa: ARG002
         """The unit must divide a page."""
         check_unit(self.settings.unit, page_size)
 

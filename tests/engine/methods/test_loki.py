@@ -12,7 +12,6 @@ from headway.engine.errors import ConfigError, RequestError
 from headway.engine.low_rank import provide_bases
 from headway.engine.methods.decode.loki import Method, Settings
 from headway.engine.recipe import RecipeConfig, Recipes
-
 from tests.engine.hash_runner import answers, finish, make_submit
 from tests.engine.models.families import save
 

@@ -142,3 +142,18 @@ def test_kept_lists_of_different_lengths_live_in_one_batch(gqa):
     mixed = drive(gqa, [Job(one, chosen) for one in prompts], 16, seed=3, largest_chunk=40)
     for trace, expected in zip(mixed, alone, strict=True):
         assert_same(trace, expected)
+
+
+def test_a_mass_ends_the_list_once_the_votes_are_covered():
+    (selection,) = Layers(method(mass=0.5), [keys(101)]).step(queries(1))
+    forced = always(101, SINKS, WINDOW)
+    votes = torch.zeros(101, dtype=torch.float64)
+    for head, query in enumerate(queries(1)[0, 0].double()):
+        scores = keys(101)[0, :, head // GROUP].double() @ query
+        scores[list(forced)] = -torch.inf
+        votes += scores.softmax(0) / HEADS
+    strongest = votes.sort(descending=True)
+    needed = int((strongest.values.cumsum(0) < 0.5).sum()) + 1
+    assert 1 < needed < BUDGET - len(forced)
+    assert units(selection) == [sorted([*forced, *strongest.indices[:needed].tolist()])]
+    assert selection.counts.tolist() == [len(forced) + needed]
