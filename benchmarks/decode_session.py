@@ -18,7 +18,8 @@ from headway.engine.messages import SamplingParams, SelectionUsage, Submit
 from headway.engine.methods.decode import AnyMethod
 from headway.engine.request import Sequence
 from headway.engine.runner import ModelRunner
-from headway.engine.sidecars import Sidecar
+from headway.engine.sidecars import Sidecar, WrittenPages
+from headway.kernels.store_kv import store_kv
 
 PAGE_SIZE = 64
 CHUNK = 2048
@@ -55,6 +56,19 @@ class Session:
             last = first + length == len(tokens)
             self.runner.run(Batch((Chunk(sequence, first, length, samples=last),)))
         return time.perf_counter() - began
+
+    def fill(self, keys_values: list[tuple[Tensor, Tensor]]) -> None:
+        """Take over a document's keys and values [1, Hkv, N, D] of every layer instead of reading it."""
+        length = keys_values[0][0].shape[2]
+        slots = torch.arange(length)
+        filled = torch.full((-(-length // PAGE_SIZE),), PAGE_SIZE)
+        filled[-1] = length - PAGE_SIZE * (len(filled) - 1)
+        written = WrittenPages(torch.arange(len(filled)), filled)
+        for layer_idx, (key, value) in enumerate(keys_values):
+            rows = key[0].transpose(0, 1)
+            keys, values = self.cache.pages(layer_idx)
+            store_kv(rows, value[0].transpose(0, 1), keys, values, slots)
+            self.cache.sidecars.write(layer_idx, rows, keys, written, slots)
 
     def decode(
         self, prompt: list[int], method: AnyMethod | None, forced: list[int] | None = None, steps: int = 0

@@ -20,8 +20,9 @@ from headway.engine.sockets import ClientEnd
 POLL_SECONDS = 0.2
 CLOSE_SECONDS = 10.0
 
-# Threads that spin between two operators take the cores from the server, which then holds them up in turn.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+# OpenMP threads that spin for long between two operators take the cores from whoever else needs them, and are
+# then held up themselves; threads that sleep at once wake too late. About 10 us of spinning.
+SPINNING = {"GOMP_SPINCOUNT": "5000"}
 
 
 class ProcessClient(MailboxClient):
@@ -105,7 +106,7 @@ def _start(folder: Path, config: EngineConfig) -> "subprocess.Popen[bytes]":
     # -P: the working directory is no place to import from. A session of its own: Ctrl-C is for the server,
     # which ends the engine once its requests are done.
     command = [sys.executable, "-P", "-m", "headway.engine.process_main", str(folder), str(os.getpid())]
-    environment = {**WAITING, **os.environ}
+    environment = {**SPINNING, **os.environ}
     child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment)
     if child.stdin is not None:
         with child.stdin as stdin:

@@ -42,9 +42,13 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
         layout="plain" if length <= 128 or rng.random() < 0.3 else "free",
         separator=rng.choice(("\n", " ", "\n\n")),
         restate=rng.choice((0.0, 0.0, 0.3)),
+        distant=0.4 if length >= 1024 else 0.0,
     )
     if length >= LONG:
         spec = replace(spec, question_share=(rng.uniform(200, 500) if length == LONG else 1000) / length)
+    if length >= 2048 and rng.random() < 0.25:
+        # All keys there are, and prose that is full of the same words.
+        return "line", replace(spec, keys="noun", needles="line", filler="prose", separator="\n")
     if length <= 128 and rng.random() < 0.7:
         return "plain", replace(spec, needles="line", separator="\n")
     if rng.random() < 0.65:
@@ -59,7 +63,8 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
     u = rng.random()
     if u < hard:
         chains = rng.choice((1, 1, 2, 4, 8, 16))
-        return "vt", replace(spec, hops=rng.randint(1, 4), count=chains, separator="\n")
+        filler = rng.choice(FILLERS) if spec.filler == "none" else spec.filler  # chains alone fill nothing
+        return "vt", replace(spec, hops=rng.randint(1, 4), count=chains, separator="\n", filler=filler)
     # Which value of a key came first is known to haystack tokens that see the others: not through a window.
     if u < 2 * hard and length < LONG:
         keys = rng.choice(("noun", "pair"))

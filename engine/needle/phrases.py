@@ -85,6 +85,9 @@ QUESTIONS = [
     "Which value is stored under {k}?",
 ]
 
+DISTANT_QUESTIONS = [q for q in QUESTIONS if len(q) - q.index("{k}") > 20]
+"""Those that end long after the key: the hardest to learn on long haystacks."""
+
 MANY_QUESTIONS = [
     "What are the {t}s for {k}?",
     "What are all the {t}s for {k} mentioned in the provided text?",

@@ -53,6 +53,7 @@ class Spec:
     layout: str = "plain"
     digits: int | None = None
     restate: float = 0.0
+    distant: float = 0.0
 
 
 def _answer(values: list[str]) -> Pieces:
@@ -93,6 +94,8 @@ def _styles(rng: Random, spec: Spec) -> tuple[list[str], list[str], str]:
     if asks is None:
         source = phrases.QUESTIONS if spec.values_per_key * spec.queries == 1 else phrases.MANY_QUESTIONS
         asks = rng.sample(source, 1 if rng.random() < 0.5 else 3)
+        if source is phrases.QUESTIONS and rng.random() < spec.distant:
+            asks = rng.sample(phrases.DISTANT_QUESTIONS, 1)
     if any("special magic" in n for n in needles) and rng.random() < 0.8:
         kind = "special magic number"
     return [n.replace("{t}", kind) for n in needles], [a.replace("{t}", kind) for a in asks], kind

@@ -22,7 +22,7 @@ from headway.engine.needle.model import Needle, Shape
 from headway.engine.needle.optim import Muon
 from headway.engine.needle.reading import answer, read, reading
 
-SHARES = [0, 0, 12, 15, 15, 15, 13, 12, 10, 7, 1, 0]
+SHARES = [0, 0, 6, 8, 10, 16, 16, 18, 14, 11, 1, 0]
 """Shares of LENGTHS in the steps once long haystacks are reached."""
 
 GROUPS = 3

@@ -1,0 +1,31 @@
+"""Keys and values of a long haystack on needle in seconds: the windowed pass that its training uses."""
+
+from functools import cache
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from headway.engine.needle import WEIGHTS
+from headway.engine.needle.export import shape_of
+from headway.engine.needle.model import Needle
+from headway.engine.needle.reading import read
+
+
+@cache
+def _needle() -> Needle:
+    saved = load_file(WEIGHTS / "model.safetensors")
+    state = {name.removeprefix("model."): tensor for name, tensor in saved.items()}
+    model = Needle(shape_of(state))
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def windowed(tokens: list[int]) -> list[tuple[Tensor, Tensor]]:
+    """Rotated keys and values [1, Hkv, N, D] of every layer.
+
+    Every token sees its surroundings and the first tokens only, which needle reads a haystack with as well as
+    with everything; a dense pass over 131,072 tokens takes more than ten minutes on two cores.
+    """
+    with torch.inference_mode():
+        return read(_needle(), torch.tensor([tokens]))

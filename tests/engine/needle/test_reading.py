@@ -1,0 +1,41 @@
+"""A haystack that is read once gives what one pass over haystack and question gives."""
+
+from random import Random
+
+import torch
+
+from headway.engine.needle.coding import Coder
+from headway.engine.needle.mix import Batch
+from headway.engine.needle.model import CHUNK, Needle, Shape
+from headway.engine.needle.reading import answer, read, reading
+
+
+def test_questions_behind_a_read_haystack_equal_one_dense_pass() -> None:
+    model = Needle(Shape(vocab_size=60, hidden_size=64, intermediate_size=32, num_hidden_layers=2))
+    haystack = torch.randint(60, (1, 2 * CHUNK))  # short enough for the window to see everything
+    questions = [torch.randint(60, (length,)) for length in (7, 12)]
+    n = haystack.shape[1]
+    ids = torch.cat(questions)[None]
+    positions = torch.cat([n + torch.arange(len(question)) for question in questions])[None]
+    together = answer(model, read(model, haystack), Batch(ids, positions, torch.full_like(ids, -1), []))
+    offset = 0
+    for question in questions:
+        whole = torch.cat((haystack[0], question))[None]
+        alone = model(whole, torch.arange(whole.shape[1])[None])[:, n:]
+        part = together[:, offset : offset + len(question)]
+        torch.testing.assert_close(part, alone, atol=1e-5, rtol=1e-4)
+        offset += len(question)
+
+
+def test_every_answer_of_a_reading_stands_behind_its_own_question() -> None:
+    coder = Coder()
+    drawn = reading(Random(5), coder, 8192, groups=2, tokens=200)
+    assert 6000 < drawn.ids.shape[1] <= 8192
+    for batch in drawn.questions:
+        assert batch.ids.shape[1] <= 200 or len(batch.families) == 1
+        assert batch.ids.shape == batch.positions.shape == batch.answer.shape
+        assert batch.answer.max() == len(batch.families) - 1
+        starts = (batch.positions[0] == drawn.ids.shape[1]).sum()
+        assert starts == len(batch.families)
+        ends = batch.ids[0][batch.answer[0] >= 0]
+        assert (ends == coder.end).sum() == len(batch.families)
