@@ -116,6 +116,8 @@ class ModelRunner:
 
     def _slots(self, chunk: Chunk) -> list[int]:
         size = self._cache.page_size
+        if chunk.length == 1:  # a decode: most chunks are
+            return [chunk.sequence.pages[chunk.start // size] * size + chunk.start % size]
         slots: list[int] = []
         for index in range(chunk.start // size, -(-chunk.end // size)):
             first, begin = chunk.sequence.pages[index] * size, index * size
