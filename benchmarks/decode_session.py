@@ -70,6 +70,18 @@ class Session:
             store_kv(rows, value[0].transpose(0, 1), keys, values, slots)
             self.cache.sidecars.write(layer_idx, rows, keys, written, slots)
 
+    def fill_randomly(self, tokens: int) -> None:
+        """Normally distributed keys and values of a document that nobody wrote."""
+        self.fill(
+            [
+                (
+                    torch.randn(1, spec.num_kv_heads, tokens, spec.key_dim),
+                    torch.randn(1, spec.num_kv_heads, tokens, spec.value_dim),
+                )
+                for spec in self.loaded.specs
+            ]
+        )
+
     def decode(
         self, prompt: list[int], method: AnyMethod | None, forced: list[int] | None = None, steps: int = 0
     ) -> Steps:

@@ -63,6 +63,22 @@ QUICK = [
 ]
 
 
+SHAPES: dict[str, dict[str, int]] = {
+    "llama-0.2b": {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+    },
+    "llama-1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+}
+
+
 def model_folder(name: str, scratch: Path) -> Path:
     """A folder that every peer loads the same weights from; random ones are made once, seed 0."""
     if name == "needle":
@@ -71,13 +87,10 @@ def model_folder(name: str, scratch: Path) -> Path:
     if not folder.exists():
         torch.manual_seed(0)
         config = LlamaConfig(
-            hidden_size=1024,
-            intermediate_size=2816,
+            **SHAPES[name],
             num_hidden_layers=16,
-            num_attention_heads=16,
-            num_key_value_heads=4,
             vocab_size=32_000,
-            max_position_embeddings=65_536,
+            max_position_embeddings=262_144,
             tie_word_embeddings=True,
         )
         LlamaForCausalLM(config).save_pretrained(folder)
