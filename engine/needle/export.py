@@ -27,14 +27,6 @@ def shape_of(state: dict[str, torch.Tensor]) -> Shape:
     )
 
 
-def sharpen(state: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
-    """The weights with all query norms times `factor`, and so every attention logit: a colder softmax.
-
-    A long haystack has more distractors than training; the factor lowers what they draw from the needle.
-    """
-    return {name: t * factor if name.endswith("q_norm.weight") else t for name, t in state.items()}
-
-
 def export(
     state: dict[str, torch.Tensor], folder: Path = WEIGHTS, dtype: torch.dtype = torch.float32
 ) -> None:
@@ -57,10 +49,8 @@ def main() -> None:
     p.add_argument("checkpoint", type=Path)
     p.add_argument("--folder", type=Path, default=WEIGHTS)
     p.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    p.add_argument("--sharpen", type=float, default=1.0, help="factor for the query norms: colder attention")
     args = p.parse_args()
     state = torch.load(args.checkpoint, weights_only=True)["model"]
-    state = sharpen(state, args.sharpen)
     export(state, args.folder, getattr(torch, args.dtype))
 
 

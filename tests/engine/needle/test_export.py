@@ -1,11 +1,11 @@
-"""Export writes what transformers loads, and sharpening scales the attention logits only."""
+"""Export writes what transformers loads."""
 
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from headway.engine.needle.export import export, shape_of, sharpen
+from headway.engine.needle.export import export, shape_of
 from headway.engine.needle.model import Needle, Shape
 
 SMALL = Shape(vocab_size=50, hidden_size=64, intermediate_size=32, num_hidden_layers=2)
@@ -23,9 +23,3 @@ def test_export_loads_and_computes_the_same(tmp_path: Path) -> None:
 
 def test_shape_is_read_off_the_weights() -> None:
     assert shape_of(Needle(SMALL).state_dict()) == SMALL
-
-
-def test_sharpening_touches_query_norms_only() -> None:
-    state = Needle(SMALL).state_dict()
-    for name, tensor in sharpen(state, 1.5).items():
-        torch.testing.assert_close(tensor, state[name] * (1.5 if name.endswith("q_norm.weight") else 1.0))

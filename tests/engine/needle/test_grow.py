@@ -9,7 +9,7 @@ from headway.engine.needle.model import Needle, Shape
 
 def test_a_grown_model_computes_the_same() -> None:
     small = Needle(Shape(vocab_size=50, hidden_size=64, intermediate_size=32, num_hidden_layers=3))
-    state = grow(small.state_dict(), [0, 2])
+    state = grow(small.state_dict(), [0, 2], {})
     large = Needle(shape_of(state))
     large.load_state_dict(state)
     assert large.shape.num_hidden_layers == 5
@@ -20,6 +20,6 @@ def test_a_grown_model_computes_the_same() -> None:
 
 def test_sharpening_multiplies_the_logits_of_the_named_layers_only() -> None:
     small = Needle(Shape(vocab_size=50, hidden_size=64, intermediate_size=32, num_hidden_layers=2))
-    state = grow(small.state_dict(), [1], sharpen=1.5)
+    state = grow(small.state_dict(), [1], {1: 1.5})
     norms = [state[f"layers.{layer}.self_attn.q_norm.weight"].mean().item() for layer in range(3)]
     assert norms == [1.0, 1.5, 1.5]

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from headway.engine.needle import WEIGHTS
 from headway.engine.needle.coding import Coder
 from headway.engine.needle.evaluate import evaluate, load
-from headway.engine.needle.model import Needle, Shape
+from headway.engine.needle.export import shape_of
+from headway.engine.needle.model import Needle
 
 DIARY = """\
 We left the coast before sunrise because my sister wanted to see the market while the boats were still coming.
@@ -57,7 +58,7 @@ def test_shape_is_what_the_methods_need(model: PreTrainedModel) -> None:
 
 def test_training_model_equals_the_shipped_one(model: PreTrainedModel) -> None:
     state = {n.removeprefix("model."): p for n, p in model.state_dict().items() if n != "lm_head.weight"}
-    ours = Needle(Shape(model.config.vocab_size, intermediate_size=model.config.intermediate_size))
+    ours = Needle(shape_of(state))
     ours.load_state_dict(state)
     ids = torch.arange(5, 205)[None]
     with torch.inference_mode():
