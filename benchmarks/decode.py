@@ -112,7 +112,7 @@ def main(
     contexts = context or ([8192, 32_768] if quick else [8192, 32_768, 131_072])
     budgets = budget or ([512] if quick else [512, 2048])
     names = method or [name for name in decode.names() if name != "dense"]
-    plan = Plan(task or ["many_keys", "key_value"], count, steps, long_output, dense_up_to)
+    plan = Plan(task or ["some_keys", "many_keys", "key_value"], count, steps, long_output, dense_up_to)
     if quick:
         plan = Plan(["key_value"], 6, 16, 0, dense_up_to=0)
     if model != "needle":

@@ -56,7 +56,7 @@ FULL = [
     Case("llama-0.2b, 16 long", "llama-0.2b", 16, *LONG),
 ]
 QUICK = [
-    Case("needle, 1 short", "needle", 1, 256, 64),
+    Case("needle, 1 short", "needle", 1, 256, 48),
     Case("needle, 16 short", "needle", 16, 256, 32),
     Case("needle, first question on 4k", "needle", 1, 4096, 8),
     Case("needle, second question on 4k", "needle", 1, 4096, 8, second_question=True),

@@ -36,6 +36,9 @@ TASKS: dict[str, list[Spec]] = {
     "four_keys": [
         Spec(keys="pair", needles="sentence", filler=f, separator=" ", count=4) for f in ("prose", "english")
     ],
+    "some_keys": [
+        Spec(keys="pair", needles="sentence", filler=f, separator=" ", count=64) for f in ("prose", "english")
+    ],
     "many_values": [
         Spec(keys="noun", needles="sentence", filler="prose", separator=" ", count=4, values_per_key=n)
         for n in (2, 4)

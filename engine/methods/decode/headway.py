@@ -1,10 +1,14 @@
 """headway: our own. A shortlist by bounds, ranked by exact scores, kept while the query stays where it was.
 
-Of all training-free probes, bounds on runs of 16 keys cost least for what they find, but they are loose: of
-32,768 tokens of nothing but facts, the 2,048 with the highest bounds hold less than the exact 512. So the
-bounds only make a shortlist (Quest, arXiv 2406.10774), exact scores choose from it, and what is read is as
-short as with an exact top-k. A list serves further steps until the query, averaged over the heads, has turned
+Of all training-free probes, bounds on short runs of keys find most for what they read, but they are loose:
+the runs with the highest bounds must be read whole to hold what an exact top-k would. So the bounds only
+make a shortlist (Quest, arXiv 2406.10774), exact scores choose from it, and what is read is as short as
+with an exact top-k. A list may serve further steps until the query, averaged over the heads, has turned
 (Recycled Attention, arXiv 2411.05787), decided for each layer and sequence.
+
+Measured on needle at 32,768 tokens of nothing but facts, budget 512: of 37 answers that dense decoding
+gave, runs of 8, 16, 32 and 64 with a shortlist of 4,096 tokens kept 37, 31, 20 and 12; without exact
+scores, reading all 4,096 tokens of the shortlist, runs of 8 kept 37 and runs of 16 kept 32.
 """
 
 from collections.abc import Sequence
@@ -30,7 +34,7 @@ class Settings(BudgetSettings):
     method: Literal["headway"] = "headway"
     budget: Positive = Field(1024, description="Tokens a KV head reads in a step, sinks and window included.")
     shortlist: Positive = Field(4096, description="Tokens whose exact scores are looked at.")
-    unit: Positive = Field(16, description="Tokens that one bound stands for; at most a page.")
+    unit: Positive = Field(8, description="Tokens that one bound stands for; at most a page.")
     similarity: float = Field(
         1.0, ge=-1, le=1, description="Cosine of two queries above which a list is kept; 1: never."
     )
