@@ -24,7 +24,7 @@ from headway.engine.selection.settings import BudgetSettings
 
 ROOM = 1024
 """Tokens kept free behind a haystack for a question and its answer."""
-RECALL_QUESTIONS = 8
+RECALL_QUESTIONS = 2
 """Questions per task at which the recall is looked at: that takes longer than the answer."""
 SEES_ALL_CONTEXT, SEES_ALL_QUESTIONS = 8192, 4
 """Limits for methods that must prefill the whole prompt themselves."""
@@ -151,9 +151,10 @@ def answers(
 
 
 def greedy(session: Session, prompt: list[int], method: AnyMethod | None, steps: int) -> Steps:
-    """Timed steps, after some to warm up."""
-    session.decode(prompt, method, steps=3)
-    return session.decode(prompt, method, steps=steps)
+    """Timed steps, after some to warm up, with no other method's sidecars."""
+    with session.keeping(frozenset() if method is None else method.sidecars()):
+        session.decode(prompt, method, steps=3)
+        return session.decode(prompt, method, steps=steps)
 
 
 def long_answers(

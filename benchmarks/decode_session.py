@@ -132,6 +132,20 @@ class Session:
         finally:
             self.runner = ModelRunner(self.loaded, self.cache)
 
+    @contextmanager
+    def keeping(self, sidecars: frozenset[Sidecar]) -> Iterator[None]:
+        """Bring only these sidecars up to date, as an engine that serves one method would."""
+        store = self.cache.sidecars
+        tables = store._tables
+        store._tables = {
+            layer: {sidecar: table for sidecar, table in kept.items() if sidecar in sidecars}
+            for layer, kept in tables.items()
+        }
+        try:
+            yield
+        finally:
+            store._tables = tables
+
     def close(self) -> None:
         """Give the model back."""
         self.runner.close()
