@@ -304,14 +304,13 @@ def encode(
 
 
 def split(coder: Coder, sample: Sample, questions: list[Question]) -> tuple[list[int], list[Tail]]:
-    """Ids of the haystack and, per question with an answer of its own, the ids after it."""
-    prefix: list[int] = []
+    """Ids of a chat's haystack and, per question with an answer of its own, the ids after it."""
+    opening = [coder.system, *coder.ids(sample.system), coder.end] if sample.system else []
+    spaced = sample.joint == " "
+    prefix = [*opening, coder.user, *coder.ids(sample.context), *([] if spaced else coder.ids([sample.joint]))]
     tails = []
     for question in {"".join(q.answer): q for q in questions}.values():
-        ids, spans = encode(replace(sample, questions=[question]), coder)
-        start, stop = spans[0]
-        ask = lead(question.ask) if sample.joint == " " else question.ask
-        cut = start - len(coder.ids([*ask, *question.prefix])) - 2
-        prefix = ids[:cut]
-        tails.append((ids[cut:start], ids[start:stop]))
+        ask = coder.ids(lead(question.ask) if spaced else question.ask)
+        turn = [*ask, coder.end, coder.assistant, *coder.ids(question.prefix)]
+        tails.append((turn, [*coder.ids(question.answer), coder.end]))
     return prefix, tails
