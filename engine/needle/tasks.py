@@ -307,7 +307,8 @@ def split(coder: Coder, sample: Sample, questions: list[Question]) -> tuple[list
     """Ids of a chat's haystack and, per question with an answer of its own, the ids after it."""
     opening = [coder.system, *coder.ids(sample.system), coder.end] if sample.system else []
     spaced = sample.joint == " "
-    prefix = [*opening, coder.user, *coder.ids(sample.context), *([] if spaced else coder.ids([sample.joint]))]
+    joint = [] if spaced else coder.ids([sample.joint])
+    prefix = [*opening, coder.user, *coder.ids(sample.context), *joint]
     tails = []
     for question in {"".join(q.answer): q for q in questions}.values():
         ask = coder.ids(lead(question.ask) if spaced else question.ask)

@@ -1,0 +1,59 @@
+"""PrefillMethod: a named way to choose what a chunk of a prompt reads."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from headway.engine.layer_spec import LayerSpec
+from headway.engine.selection.chunk_view import ChunkView
+from headway.engine.selection.forced import attend_selection
+from headway.engine.selection.prefill_selection import PrefillSelection
+from headway.engine.selection.prefill_settings import PrefillSettings
+from headway.engine.sidecars import Sidecar
+
+Settings = TypeVar("Settings", bound=PrefillSettings)
+
+
+class PrefillMethod(Generic[Settings]):
+    """Chooses what each layer reads for the queries of one chunk.
+
+    One object serves all requests of equal settings and remembers nothing of any. A method file holds one
+    `Settings` model, whose `method` names it, and one `Method`.
+
+    Chunks begin at multiples of the method's `granule` and end there or with the prompt; only whole granules
+    that the dense tail does not reach are shared through the prefix cache.
+
+    Attributes:
+        row_local: a granule's rows choose by nothing later than the granule's end, so a chunk may hold any
+            number of granules. If not, each chunk is one granule: it chooses by the chunk's last queries.
+    """
+
+    row_local: ClassVar[bool] = True
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @property
+    def granule(self) -> int:
+        """Tokens that are computed in one chunk, and shared, together or not at all."""
+        return self.settings.tile
+
+    def sidecars(self) -> frozenset[Sidecar]:
+        """What must be kept beside the pages."""
+        return frozenset()
+
+    def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:
+        """Refuse a model that the settings do not fit.
+
+        Raises:
+            ConfigError: begins with a setting's name and a colon; what does not fit, and what is allowed.
+        """
+
+    def select(self, query: Tensor, chunk: ChunkView) -> PrefillSelection:
+        """What the queries [T, Hq, Dk] read beside sinks, window and diagonal."""
+        raise NotImplementedError
+
+    def attend(self, query: Tensor, chunk: ChunkView) -> tuple[Tensor, Tensor]:
+        """Attention of the chunk: out [T, Hq, Dv] and lse fp32 [T, Hq]."""
+        return attend_selection(query, chunk, self.select(query, chunk), self.settings)

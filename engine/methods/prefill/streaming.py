@@ -1,0 +1,30 @@
+"""streaming: sinks and a window of the latest tokens.
+
+The Λ-shaped mask of StreamingLLM (arXiv 2309.17453, LM-Infinite), in prefill. With a dense tail, as by
+default, it is the tri-shape of SCBench (arXiv 2412.10319): only the prompt's last tokens see what lies
+between sinks and window.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+from headway.engine.methods.prefill.base import PrefillMethod
+from headway.engine.selection.chunk_view import ChunkView
+from headway.engine.selection.prefill_selection import PrefillSelection
+from headway.engine.selection.prefill_settings import PrefillSettings
+
+
+class Settings(PrefillSettings):
+    """The window is `window_size` tokens before each tile of queries."""
+
+    method: Literal["streaming"] = "streaming"
+    window_size: int = 1024
+
+
+class Method(PrefillMethod[Settings]):
+    """Selects nothing beside what is always read."""
+
+    def select(self, query: Tensor, chunk: ChunkView) -> PrefillSelection:  # noqa: ARG002
+        """Nothing more."""
+        return PrefillSelection()

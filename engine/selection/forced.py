@@ -1,0 +1,32 @@
+"""What a prefill selection always reads: sinks, window, diagonal, the dense beginning and the dense tail."""
+
+import torch
+from torch import Tensor
+
+from headway.engine.selection.chunk_view import ChunkView
+from headway.engine.selection.prefill_selection import PrefillSelection
+from headway.engine.selection.prefill_settings import PrefillSettings
+from headway.kernels.tile_attention import tile_attention
+
+
+def attend_selection(
+    query: Tensor, chunk: ChunkView, selection: PrefillSelection, settings: PrefillSettings
+) -> tuple[Tensor, Tensor]:
+    """Attention of a chunk's queries [T, Hq, Dk] over a selection and what is forced; out and lse [T, Hq]."""
+    spec = chunk.spec
+    return tile_attention(
+        query, chunk.key_cache, chunk.value_cache, chunk.plan, settings.tile,
+        scale=spec.scale, local_from=local_from(chunk, selection, settings), sink_size=settings.sink_size,
+        spans=selection.spans, span=selection.span, columns=selection.columns,
+        softcap=spec.softcap, sinks=spec.sinks,
+    )  # fmt: skip
+
+
+def local_from(chunk: ChunkView, selection: PrefillSelection, settings: PrefillSettings) -> Tensor:
+    """int32 [H, tiles]: from where on each tile reads everything up to its rows."""
+    starts = chunk.tile_starts(settings.tile)
+    local = (starts - settings.window_size).clamp_min(0)
+    tail = chunk.num_prompt - settings.dense_tail
+    dense = (starts < settings.dense_below) | (starts + settings.tile > tail)
+    local = torch.where(dense, 0, local).unsqueeze(0)
+    return local if selection.local_from is None else torch.minimum(local, selection.local_from)
