@@ -5,10 +5,9 @@ from functools import cache
 from importlib import import_module
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from headway.kernels import dispatch
+from headway.kernels import checks, dispatch
 from headway.kernels.paged_attention.plan import AttentionPlan
 
 __all__ = ["GroupReduction", "listed_scores"]
@@ -61,53 +60,14 @@ def _check(
     query: Tensor, key_cache: Tensor, plan: AttentionPlan, indices: Tensor, unit: int,
     softcap: float | None, reduce: GroupReduction, active: Tensor | None,
 ) -> None:  # fmt: skip
-    shape, key_shape, chosen = query.shape, key_cache.shape, indices.shape
-    if len(key_shape) != 4:
+    if len(key_cache.shape) != 4:
         raise ValueError(
-            f"key_cache must be [num_pages, page_size, num_kv_heads, head_dim], not {tuple(key_shape)}"
+            f"key_cache must be [num_pages, page_size, num_kv_heads, head_dim], not {tuple(key_cache.shape)}"
         )
-    num_pages, page_size, num_kv_heads, dim = key_shape
-    if len(shape) != 3 or shape[2] != dim or shape[1] == 0 or shape[1] % num_kv_heads:
-        raise ValueError(f"query must be [B, a multiple of {num_kv_heads} heads, {dim}], not {tuple(shape)}")
-    batch, device = shape[0], query.device
-    if not query.dtype.is_floating_point or query.dtype != key_cache.dtype:
-        raise ValueError(
-            f"query and key_cache must share a floating dtype, not {query.dtype}, {key_cache.dtype}"
-        )
-    if not device == key_cache.device == plan.device == indices.device:
-        raise ValueError(
-            f"query is on {device}, key_cache on {key_cache.device}, plan on {plan.device}, "
-            f"indices on {indices.device}"
-        )
-    if plan.num_tokens != batch or len(plan.host_kv_lens) != batch:
-        raise ValueError(
-            f"plan must be of {batch} sequences with one new token each, as query, "
-            f"not of {len(plan.host_kv_lens)} with {plan.num_tokens}"
-        )
-    if plan.page_size != page_size or plan.max_page >= num_pages:
-        raise ValueError(
-            f"plan is for pages of {plan.page_size} tokens up to number {plan.max_page}, "
-            f"key_cache has {num_pages} of {page_size}"
-        )
-    if unit < 1 or page_size % unit:
-        raise ValueError(f"unit must divide the page size of {page_size}, not be {unit}")
-    if (
-        indices.dtype != torch.int32
-        or len(chosen) != 3
-        or chosen[0] != batch
-        or chosen[1] not in (1, num_kv_heads)
-        or chosen[2] == 0
-    ):
-        raise ValueError(
-            f"indices must be int32 [{batch}, 1 or {num_kv_heads}, at least 1], "
-            f"not {indices.dtype} {tuple(chosen)}"
-        )
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap must be positive, not {softcap}")
+    checks.listed_units(query, key_cache, plan, indices, unit, per_query_head=False)
+    checks.floating_dtype(query, key_cache=key_cache)
+    checks.one_device(query, key_cache=key_cache, plan=plan, indices=indices)
+    checks.softcap_positive(softcap)
     if reduce not in ("max", "mean"):
         raise ValueError(f"reduce must be max or mean, not {reduce!r}")
-    if active is not None and (
-        active.shape != shape[:1] or active.dtype != torch.bool or active.device != device
-    ):
-        got = f"{active.dtype} {tuple(active.shape)} on {active.device}"
-        raise ValueError(f"active must be bool [{batch}] on {device}, not {got}")
+    checks.active_rows(active, query)

@@ -38,7 +38,7 @@ class AttentionPlan:
     @cached_property
     def packed(self) -> Tensor:
         """int32, one transfer per batch: `cu_seqlens_q`, `kv_lens`, `block_table`."""
-        table = np.zeros((len(self.host_tables), max(map(len, self.host_tables))), dtype=np.int32)
+        table = np.zeros((len(self.host_tables), self.max_pages), dtype=np.int32)
         for row, pages in zip(table, self.host_tables, strict=True):
             row[: len(pages)] = pages
         lens = np.array([*self.host_starts, self.num_tokens, *self.host_kv_lens], dtype=np.int32)
@@ -60,6 +60,11 @@ class AttentionPlan:
         """int32 [B, max_pages], rows padded with page 0."""
         batch = len(self.host_q_lens)
         return self.packed[2 * batch + 1 :].view(batch, -1)
+
+    @cached_property
+    def max_pages(self) -> int:
+        """Pages of the longest sequence."""
+        return max(map(len, self.host_tables))
 
     def rows(self, sequence: int) -> slice:
         """A sequence's query tokens."""

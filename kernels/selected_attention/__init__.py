@@ -7,7 +7,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from headway.kernels import dispatch
+from headway.kernels import checks, dispatch
 from headway.kernels.paged_attention.plan import AttentionPlan
 
 __all__ = ["selected_attention"]
@@ -68,76 +68,20 @@ def _check(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan, indices: Tensor, unit: int,
     softcap: float | None, sinks: Tensor | None,
 ) -> None:  # fmt: skip
-    shape, key_shape, value_shape = query.shape, key_cache.shape, value_cache.shape
-    if len(key_shape) != 4 or len(value_shape) != 4 or key_shape[:3] != value_shape[:3]:
-        raise ValueError(
-            "key_cache and value_cache must be [num_pages, page_size, num_kv_heads, head_dim] alike, "
-            f"not {tuple(key_shape)} and {tuple(value_shape)}"
-        )
-    num_pages, page_size, num_kv_heads, key_dim = key_shape
-    if len(shape) != 3 or shape[2] != key_dim or shape[1] == 0 or shape[1] % num_kv_heads:
-        raise ValueError(
-            f"query must be [B, a multiple of {num_kv_heads} heads, {key_dim}], not {tuple(shape)}"
-        )
-    batch, num_heads, _ = shape
-    dtype, device = query.dtype, query.device
-    if not dtype.is_floating_point or not dtype == key_cache.dtype == value_cache.dtype:
-        raise ValueError(
-            f"query, key_cache and value_cache must share a floating dtype, "
-            f"not {dtype}, {key_cache.dtype}, {value_cache.dtype}"
-        )
-    if not device == key_cache.device == value_cache.device == plan.device == indices.device:
-        raise ValueError(
-            f"query is on {device}, key_cache on {key_cache.device}, value_cache on {value_cache.device}, "
-            f"plan on {plan.device}, indices on {indices.device}"
-        )
-    if plan.num_tokens != batch or len(plan.host_kv_lens) != batch:
-        raise ValueError(
-            f"plan must be of {batch} sequences with one new token each, as query, "
-            f"not of {len(plan.host_kv_lens)} with {plan.num_tokens}"
-        )
-    if plan.page_size != page_size or plan.max_page >= num_pages:
-        raise ValueError(
-            f"plan is for pages of {plan.page_size} tokens up to number {plan.max_page}, "
-            f"key_cache has {num_pages} of {page_size}"
-        )
-    if unit < 1 or page_size % unit:
-        raise ValueError(f"unit must divide the page size of {page_size}, not be {unit}")
-    chosen = indices.shape
-    if (
-        indices.dtype != torch.int32
-        or len(chosen) != 3
-        or chosen[0] != batch
-        or chosen[1] not in (1, num_kv_heads, num_heads)
-        or chosen[2] == 0
-    ):
-        raise ValueError(
-            f"indices must be int32 [{batch}, 1 or {num_kv_heads} or {num_heads}, at least 1], "
-            f"not {indices.dtype} {tuple(chosen)}"
-        )
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap must be positive, not {softcap}")
-    if sinks is not None and (sinks.shape != shape[1:2] or sinks.device != device):
-        raise ValueError(f"sinks must be [{num_heads}] on {device}, not {tuple(sinks.shape)}")
+    checks.caches(key_cache, value_cache)
+    checks.listed_units(query, key_cache, plan, indices, unit, per_query_head=True)
+    checks.floating_dtype(query, key_cache=key_cache, value_cache=value_cache)
+    checks.one_device(query, key_cache=key_cache, value_cache=value_cache, plan=plan, indices=indices)
+    checks.softcap_positive(softcap)
+    checks.sink_logits(sinks, query)
 
 
 def _check_results(
     query: Tensor, value_dim: int, active: Tensor | None, out: Tensor | None, lse: Tensor | None
 ) -> None:
     batch, num_heads, _ = query.shape
-    device = query.device
-    if active is not None:
-        if active.shape != (batch,) or active.dtype != torch.bool or active.device != device:
-            raise ValueError(
-                f"active must be bool [{batch}] on {device}, not {active.dtype} {tuple(active.shape)}"
-            )
-        if out is None or lse is None:
-            raise ValueError("active needs out and lse: its False rows keep what they hold")
-    for name, given, shape, dtype in (
-        ("out", out, (batch, num_heads, value_dim), query.dtype),
-        ("lse", lse, (batch, num_heads), torch.float32),
-    ):
-        if given is not None and (given.shape != shape or given.dtype != dtype or given.device != device):
-            raise ValueError(
-                f"{name} must be {shape} {dtype} on {device}, not {tuple(given.shape)} {given.dtype}"
-            )
+    checks.active_rows(active, query)
+    if active is not None and (out is None or lse is None):
+        raise ValueError("active needs out and lse: its False rows keep what they hold")
+    checks.result("out", out, (batch, num_heads, value_dim), query.dtype, query.device)
+    checks.result("lse", lse, (batch, num_heads), torch.float32, query.device)

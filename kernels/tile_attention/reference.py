@@ -24,6 +24,7 @@ def tile_attention(
         scores = torch.tanh(scores / softcap) * softcap
     seen = read_mask(plan, heads, tile, local_from, sink_size, spans, span, columns)
     scores = scores.masked_fill(~seen, float("-inf"))
+    value = value.masked_fill(~seen.any(1).T.unsqueeze(-1), 0.0)  # cells that nobody reads may hold NaN
     lse = torch.logsumexp(scores, -1)  # [Hq, T]
     if initial is not None:
         lse = torch.logaddexp(lse, initial[1].T)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from headway.kernels import dispatch
+from headway.kernels import checks, dispatch
 from headway.kernels.paged_attention.plan import AttentionPlan
 
 __all__ = ["Reduction", "bound_query", "unit_scores"]
@@ -66,32 +66,21 @@ def _check(
     query: Tensor, table: Tensor, plan: AttentionPlan, softcap: float | None, reduce: Reduction,
     active: Tensor | None,
 ) -> None:  # fmt: skip
-    shape, table_shape = query.shape, table.shape
-    if len(table_shape) != 4:
-        raise ValueError(f"table must be [num_pages, units, num_kv_heads, dim], not {tuple(table_shape)}")
-    num_pages, units, num_kv_heads, dim = table_shape
-    if len(shape) != 3 or shape[2] != dim:
-        raise ValueError(f"query must be [B, num_heads, {dim}], not {tuple(shape)}")
-    if shape[1] == 0 or shape[1] % num_kv_heads:
-        raise ValueError(f"query has {shape[1]} heads, no multiple of the table's {num_kv_heads} KV heads")
-    if not query.dtype.is_floating_point or query.dtype != table.dtype:
-        raise ValueError(f"query and table must share a floating dtype, not {query.dtype}, {table.dtype}")
-    if not query.device == table.device == plan.device:
-        raise ValueError(f"query is on {query.device}, table on {table.device}, plan on {plan.device}")
+    if len(table.shape) != 4:
+        raise ValueError(f"table must be [num_pages, units, num_kv_heads, dim], not {tuple(table.shape)}")
+    num_pages, units, num_kv_heads, dim = table.shape
+    checks.query_heads(query, "B", "table", num_kv_heads, dim)
+    checks.floating_dtype(query, table=table)
+    checks.one_device(query, table=table, plan=plan)
     if plan.num_tokens != len(plan.host_q_lens):
         raise ValueError("plan must bring one query per sequence, as decodes do")
-    if plan.num_tokens != shape[0]:
-        raise ValueError(f"query has {shape[0]} rows, plan {plan.num_tokens} sequences")
+    if plan.num_tokens != query.shape[0]:
+        raise ValueError(f"query has {query.shape[0]} rows, plan {plan.num_tokens} sequences")
     if units < 1 or plan.page_size % units:
         raise ValueError(f"table has {units} units per page, no divisor of plan's {plan.page_size} tokens")
     if plan.max_page >= num_pages:
         raise ValueError(f"plan has pages up to number {plan.max_page}, table has {num_pages}")
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap must be positive, not {softcap}")
+    checks.softcap_positive(softcap)
     if reduce not in ("none", "max", "mean"):
         raise ValueError(f"reduce must be none, max or mean, not {reduce!r}")
-    if active is not None and (
-        active.shape != shape[:1] or active.dtype != torch.bool or active.device != query.device
-    ):
-        got = f"{active.dtype} {tuple(active.shape)} on {active.device}"
-        raise ValueError(f"active must be bool [{shape[0]}] on {query.device}, not {got}")
+    checks.active_rows(active, query)

@@ -65,15 +65,11 @@ def schedule(plan: AttentionPlan, table: Tensor) -> Schedule:
 
 def _schedule(plan: AttentionPlan, units: int, page_bytes: int, in_place: bool) -> Schedule:
     pieces = [list(_pieces(pages, units, in_place, page_bytes)) for pages in plan.host_tables]
-    return Schedule(_width(plan, units), _scored(plan, units), pieces)
+    return Schedule(units * plan.max_pages, _scored(plan, units), pieces)
 
 
 def _scored(plan: AttentionPlan, units: int) -> list[int]:
     return [-(-kv_len * units // plan.page_size) for kv_len in plan.host_kv_lens]
-
-
-def _width(plan: AttentionPlan, units: int) -> int:
-    return units * max(map(len, plan.host_tables))
 
 
 def _pieces(pages: Numbers, units: int, in_place: bool, page_bytes: int) -> Iterator[Run | Tile]:
@@ -99,7 +95,7 @@ def _tiles(pages: Numbers, start: int, stop: int, units: int, page_bytes: int) -
 
 
 def _short_rows(plan: AttentionPlan, units: int, num_kv_heads: int, unit_bytes: int) -> ShortRows | None:
-    batch, width = plan.num_tokens, _width(plan, units)
+    batch, width = plan.num_tokens, units * plan.max_pages
     if width * unit_bytes > min(SHORT_BYTES, TOGETHER_BYTES // batch):
         return None
     pages = np.zeros((batch, width // units), dtype=np.int64)  # page 0 always exists

@@ -14,7 +14,7 @@ def unit_scores(
     batch, heads, _ = query.shape
     _, units, num_kv_heads, _ = table.shape
     group_size = heads // num_kv_heads
-    width = units * max(map(len, plan.host_tables))
+    width = units * plan.max_pages
     out_heads = heads if reduce == "none" else num_kv_heads
     out = torch.full((batch, out_heads, width), float("-inf"), device=query.device)
     for b, kv_len in enumerate(plan.host_kv_lens):

@@ -16,7 +16,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from headway.kernels.antidiagonal.gpu import antidiagonal_constants, antidiagonal_kernel
+from headway.kernels.last_queries.gpu import normalise_kernel, sum_constants, sum_kernel
 from headway.kernels.listed_scores.gpu import listed_constants, listed_kernel
+from headway.kernels.margin_columns.gpu import margin_constants, margin_kernel
 from headway.kernels.merge_states.gpu import merge_kernel
 from headway.kernels.page_summary.gpu import summarise_kernel, summary_constants
 from headway.kernels.paged_attention.gpu import block_rows, kernel_constants
@@ -24,13 +27,15 @@ from headway.kernels.paged_attention.gpu_kernel import attend_kernel
 from headway.kernels.selected_attention.gpu import merge_constants, selected_constants
 from headway.kernels.selected_attention.gpu_kernel import attend_selected_kernel, merge_splits_kernel
 from headway.kernels.store_kv.gpu import store_kernel
+from headway.kernels.tile_attention.gpu import tile_constants
+from headway.kernels.tile_attention.gpu_kernel import attend_tile_kernel
 from headway.kernels.top_k.gpu import long_constants, short_constants
 from headway.kernels.top_k.gpu_kernels import digit_kernel, short_kernel, write_kernel
 from headway.kernels.unit_scores.gpu import score_constants, score_kernel
 
 HALF = ("query", "key", "value", "key_cache", "value_cache", "sinks")
 INT32 = ("cu_seqlens_q", "kv_lens", "block_table", "tiles", "rows", "indices")
-FP32 = ("lse", "lses")
+FP32 = ("lse", "lses", "limits")
 UNIT_STRIDES = re.compile(
     r".*(key|value|query|outs?|cache|table|bounds|mean)_dim$|lse_head$|list_unit$|active_row$"
 )
@@ -57,6 +62,15 @@ def selected(
     return attend_selected_kernel, constants, {"out": "fp32", "active": "i1"}
 
 
+def tiles(key_dim: int, value_dim: int, heads: tuple[int, int], lanes: int, **features: bool) -> Any:
+    names = ("exact", "softcap", "sinks", "shared", "local", "spans", "columns", "initial")
+    kinds = dict.fromkeys(names, False) | features
+    constants = tile_constants(key_dim, value_dim, *heads, lanes, 64, 128, **kinds)
+    half = "fp32" if kinds["exact"] else "bf16"
+    lists = dict.fromkeys(("local_from", "spans", "columns"), "i32")
+    return attend_tile_kernel, constants, lists | {"out": half, "initial_out": half, "initial_lse": "fp32"}
+
+
 TOP_K = {"scores": "fp32", "limits": "i64"} | dict.fromkeys(
     ("out", "histograms", "states", "above", "last_histograms", "last_states", "last_above"), "i32"
 )
@@ -73,6 +87,24 @@ def score(dim: int, group: int, units: int, reduce: Any, **features: bool) -> An
 def listed(dim: int, group: int, unit: int, reduce: Any, **features: bool) -> Any:
     kinds = dict.fromkeys(("exact", "softcap", "active"), False) | features
     return listed_kernel, listed_constants(dim, group, 64, unit, reduce, **kinds), PROBE
+
+
+def margin(dim: int, group: int, rows: int = 16, exact: bool = False) -> Any:
+    return margin_kernel, margin_constants(dim, group, 64, rows, exact=exact), {"kept": "i1"}
+
+
+def antidiagonal(dim: int, group: int, unit: int, exact: bool = False, softcap: bool = False) -> Any:
+    constants = antidiagonal_constants(dim, group, 64, 16, unit, exact=exact, softcap=softcap)
+    return antidiagonal_kernel, constants, {}
+
+
+LAST = {"parts": "fp32", "vertical": "fp32", "slash": "fp32"}
+
+
+def last(
+    kernel: Any, dim: int, group: int, rows: int = 64, exact: bool = False, softcap: bool = False
+) -> Any:
+    return kernel, sum_constants(dim, group, 64, rows, exact=exact, softcap=softcap), LAST
 
 
 VARIANTS: dict[str, Any] = {
@@ -130,6 +162,18 @@ VARIANTS: dict[str, Any] = {
         merge_constants(128, 512, active=False),
         {"outs": "fp32", "out": "bf16", "active": "i1"},
     ),
+    "chunk tiles 64": lambda: tiles(64, 64, (64, 8), 8, local=True, spans=True),
+    "chunk tiles 128": lambda: tiles(128, 128, (32, 8), 32, local=True, spans=True, columns=True),
+    "chunk tiles 256": lambda: tiles(256, 256, (16, 8), 16, local=True, spans=True, columns=True),
+    "chunk tiles 128 spans": lambda: tiles(128, 128, (32, 8), 8, local=True, spans=True),
+    "chunk tiles 128 streaming": lambda: tiles(128, 128, (32, 8), 8, local=True),
+    "chunk tiles 128 second pass": lambda: tiles(128, 128, (32, 8), 8, columns=True, initial=True),
+    "chunk tiles 64 gpt-oss": lambda: tiles(64, 64, (64, 8), 64, local=True, columns=True, sinks=True),
+    "chunk tiles 256 gemma-2": lambda: tiles(256, 256, (16, 8), 8, local=True, spans=True, softcap=True),
+    "chunk tiles mla": lambda: tiles(
+        576, 512, (128, 1), 1, local=True, spans=True, columns=True, shared=True
+    ),
+    "chunk tiles 128 fp32": lambda: tiles(128, 128, (32, 8), 8, local=True, spans=True, exact=True),
     "top_k short 2k": lambda: (short_kernel, short_constants(2048) | {"HAS_LIMITS": False}, TOP_K),
     "top_k short 16k": lambda: (short_kernel, short_constants(16384) | {"HAS_LIMITS": True}, TOP_K),
     "top_k first": lambda: (digit_kernel, long_constants(64) | {"FIRST": True, "HAS_LIMITS": True}, TOP_K),
@@ -148,6 +192,27 @@ VARIANTS: dict[str, Any] = {
     "listed 64 mqa": lambda: listed(64, 71, 64, "max"),
     "listed mla": lambda: listed(576, 128, 16, "max"),
     "listed 128 fp32": lambda: listed(128, 4, 16, "max", exact=True),
+    "margin 128": lambda: margin(128, 4),
+    "margin 64": lambda: margin(64, 8),
+    "margin 256": lambda: margin(256, 2, rows=32),
+    "margin mla": lambda: margin(576, 128),
+    "margin 128 fp32": lambda: margin(128, 4, exact=True),
+    "normalise 128": lambda: last(normalise_kernel, 128, 4),
+    "normalise 256 gemma-2": lambda: last(normalise_kernel, 256, 2, softcap=True),
+    "normalise mla": lambda: last(normalise_kernel, 576, 128),
+    "normalise 128 fp32": lambda: last(normalise_kernel, 128, 4, exact=True),
+    "last sums 64": lambda: last(sum_kernel, 64, 8),
+    "last sums 128": lambda: last(sum_kernel, 128, 4),
+    "last sums 128 few rows": lambda: last(sum_kernel, 128, 4, rows=16),
+    "last sums 256 gemma-2": lambda: last(sum_kernel, 256, 2, softcap=True),
+    "last sums mla": lambda: last(sum_kernel, 576, 128),
+    "last sums 128 fp32": lambda: last(sum_kernel, 128, 4, exact=True),
+    "antidiagonal 64": lambda: antidiagonal(64, 8, 8),
+    "antidiagonal 128": lambda: antidiagonal(128, 4, 8),
+    "antidiagonal 128 odd": lambda: antidiagonal(128, 4, 6),
+    "antidiagonal 256 gemma-2": lambda: antidiagonal(256, 2, 64, softcap=True),
+    "antidiagonal mla": lambda: antidiagonal(576, 128, 8),
+    "antidiagonal 128 fp32": lambda: antidiagonal(128, 4, 8, exact=True),
     "summary 128": lambda: (summarise_kernel, summary_constants(128, 64, bounds=True, mean=True), PROBE),
     "summary mla": lambda: (summarise_kernel, summary_constants(576, 64, bounds=True, mean=True), PROBE),
 }

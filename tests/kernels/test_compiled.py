@@ -24,6 +24,8 @@ CORE = [
     "top_k write",
     "score 128 tokens",
     "listed 128 units",
+    "antidiagonal 128",
+    "last sums 128",
     "summary 128",
 ]
 

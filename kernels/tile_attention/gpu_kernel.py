@@ -1,0 +1,199 @@
+"""The kernel of tile_attention: some rows of one tile against sinks, listed keys and the local part."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def attend_tile_kernel(  # type: ignore[no-untyped-def]
+    query, key_cache, value_cache, out, lse, sinks, initial_out, initial_lse, local_from, spans, columns,
+    kv_lens, block_table, scale, softcap, num_tokens, tile_size, blocks, sink_size,
+    num_spans, span, num_columns, column_lists, column_share, local_lanes, span_lanes, column_lanes,
+    query_token, query_head, query_dim, key_page, key_token, key_head, key_dim,
+    value_page, value_token, value_head, value_dim, out_token, out_head, out_dim, lse_token, lse_head,
+    initial_out_token, initial_out_head, initial_out_dim, initial_lse_token, initial_lse_head,
+    KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, GROUP_SIZE: tl.constexpr, ROWS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr, LOCAL: tl.constexpr, SPANS: tl.constexpr,
+    COLUMNS: tl.constexpr, INITIAL: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
+    SHARED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    lane = tl.program_id(0)  # ROWS query heads of one KV head
+    num_tiles = tl.num_programs(1) // blocks
+    tile = num_tiles - 1 - tl.program_id(1) // blocks  # the last tiles may be dense and the heaviest
+    before = tl.load(kv_lens) - num_tokens  # position of the first query
+    first_row = tile * tile_size
+    last_row = tl.minimum(first_row + tile_size, num_tokens)
+
+    first = tl.program_id(1) % blocks * BLOCK_M
+    if first_row + first // ROWS >= last_row:  # the last tile is shorter
+        return
+    row = first + tl.arange(0, BLOCK_M)
+    token = first_row + row // ROWS
+    is_row = token < last_row
+    head = lane * ROWS + row % ROWS
+    kv_head = (lane * ROWS // GROUP_SIZE).to(tl.int64)
+    position = before + token
+    dims = tl.arange(0, BLOCK_K)
+    value_dims = tl.arange(0, BLOCK_V)
+    query_row = query + token.to(tl.int64) * query_token + head * query_head
+    q = tl.load(
+        query_row[:, None] + dims[None, :] * query_dim,
+        mask=is_row[:, None] & (dims < KEY_DIM)[None, :],
+        other=0.0,
+    )
+    q_rest = q
+    rest_dims = dims
+    if BLOCK_REST > 0:
+        rest_dims = BLOCK_K + tl.arange(0, BLOCK_REST)
+        q_rest = tl.load(
+            query_row[:, None] + rest_dims[None, :] * query_dim,
+            mask=is_row[:, None] & (rest_dims < KEY_DIM)[None, :],
+            other=0.0,
+        )
+
+    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
+    if INITIAL:
+        initial_lse_row = initial_lse + token.to(tl.int64) * initial_lse_token + head * initial_lse_head
+        peak = tl.load(initial_lse_row, mask=is_row, other=float("-inf")) * 1.4426950408889634
+        total = tl.where(peak > float("-inf"), 1.0, 0.0)
+        initial_row = initial_out + token.to(tl.int64) * initial_out_token + head * initial_out_head
+        acc = tl.load(
+            initial_row[:, None] + value_dims[None, :] * initial_out_dim,
+            mask=is_row[:, None] & (value_dims < VALUE_DIM)[None, :],
+            other=0.0,
+        ).to(tl.float32)
+    if SINKS:
+        sink = tl.load(sinks + head, mask=is_row, other=0.0).to(tl.float32) * 1.4426950408889634
+        new_peak = tl.maximum(peak, sink)
+        keep = tl.exp2(peak - new_peak)
+        acc = acc * keep[:, None]
+        total = total * keep + tl.exp2(sink - new_peak)
+        peak = new_peak
+
+    keys = key_cache + kv_head * key_head
+    values = value_cache + kv_head * value_head
+    local = before + first_row  # the lists end here
+    low = 0
+    if LOCAL:
+        low = sink_size
+        local = tl.minimum(tl.load(local_from + lane // local_lanes * num_tiles + tile), local)
+        local = tl.maximum(local, 0)
+        end = tl.minimum(sink_size, local)
+        for index in range(tl.cdiv(end, BLOCK_N)):
+            tokens = index * BLOCK_N + tl.arange(0, BLOCK_N)
+            acc, peak, total = _attend_keys(
+                acc, peak, total, q, q_rest, tokens, tokens < end, position, block_table, keys, values,
+                scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
+                dims, rest_dims, value_dims, KEY_DIM, VALUE_DIM, PAGE_SIZE, BLOCK_REST,
+                False, SOFTCAP, SHARED, PRECISION,
+            )  # fmt: skip
+    if SPANS:
+        chosen = spans + ((lane // span_lanes).to(tl.int64) * num_tiles + tile) * num_spans
+        for index in range(tl.cdiv(num_spans * span, BLOCK_N)):
+            place = index * BLOCK_N + tl.arange(0, BLOCK_N)
+            entry = place // span
+            start = tl.load(chosen + entry, mask=entry < num_spans, other=-1)
+            tokens = start + place % span
+            seen = (start >= 0) & (tokens >= low) & (tokens < local)
+            acc, peak, total = _attend_keys(
+                acc, peak, total, q, q_rest, tokens, seen, position, block_table, keys, values,
+                scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
+                dims, rest_dims, value_dims, KEY_DIM, VALUE_DIM, PAGE_SIZE, BLOCK_REST,
+                False, SOFTCAP, SHARED, PRECISION,
+            )  # fmt: skip
+    if COLUMNS:
+        one = (lane // column_lanes).to(tl.int64) * column_lists + tile // column_share
+        chosen = columns + one * num_columns
+        for index in range(tl.cdiv(num_columns, BLOCK_N)):
+            entry = index * BLOCK_N + tl.arange(0, BLOCK_N)
+            tokens = tl.load(chosen + entry, mask=entry < num_columns, other=-1)
+            seen = (tokens >= low) & (tokens < local)
+            acc, peak, total = _attend_keys(
+                acc, peak, total, q, q_rest, tokens, seen, position, block_table, keys, values,
+                scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
+                dims, rest_dims, value_dims, KEY_DIM, VALUE_DIM, PAGE_SIZE, BLOCK_REST,
+                False, SOFTCAP, SHARED, PRECISION,
+            )  # fmt: skip
+    if LOCAL:
+        # every row sees the whole key tiles below `full`
+        full = (before + first_row + first // ROWS + 1 - local) // BLOCK_N
+        last = before + tl.minimum(first_row + (first + BLOCK_M - 1) // ROWS, last_row - 1)
+        for index in range(full):
+            tokens = local + index * BLOCK_N + tl.arange(0, BLOCK_N)
+            acc, peak, total = _attend_keys(
+                acc, peak, total, q, q_rest, tokens, tokens >= 0, position, block_table, keys, values,
+                scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
+                dims, rest_dims, value_dims, KEY_DIM, VALUE_DIM, PAGE_SIZE, BLOCK_REST,
+                False, SOFTCAP, SHARED, PRECISION,
+            )  # fmt: skip
+        for index in range(full, tl.cdiv(last + 1 - local, BLOCK_N)):
+            tokens = local + index * BLOCK_N + tl.arange(0, BLOCK_N)
+            acc, peak, total = _attend_keys(
+                acc, peak, total, q, q_rest, tokens, tokens <= last, position, block_table, keys, values,
+                scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
+                dims, rest_dims, value_dims, KEY_DIM, VALUE_DIM, PAGE_SIZE, BLOCK_REST,
+                True, SOFTCAP, SHARED, PRECISION,
+            )  # fmt: skip
+
+    some = total > 0.0  # a row may read nothing
+    total = tl.where(some, total, 1.0)
+    out_row = out + token.to(tl.int64) * out_token + head * out_head
+    tl.store(
+        out_row[:, None] + value_dims[None, :] * out_dim,
+        (acc / total[:, None]).to(out.dtype.element_ty),
+        mask=is_row[:, None] & (value_dims < VALUE_DIM)[None, :],
+    )
+    tl.store(
+        lse + token.to(tl.int64) * lse_token + head * lse_head,
+        tl.where(some, (peak + tl.log2(total)) * 0.6931471805599453, float("-inf")),
+        mask=is_row,
+    )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _attend_keys(  # type: ignore[no-untyped-def]
+    acc, peak, total, q, q_rest, tokens, seen, position, table, keys, values,
+    scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
+    dims, rest_dims, value_dims, KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    BLOCK_REST: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, SHARED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Fold in one tile of keys at any tokens; only the `seen` are read."""
+    page = tl.load(table + tokens // PAGE_SIZE, mask=seen, other=0).to(tl.int64)  # a pool can exceed 2^31
+    offset = tokens % PAGE_SIZE
+    key_rows = keys + page * key_page + offset * key_token
+    k = _seen_rows(key_rows, dims, key_dim, seen, KEY_DIM)  # [N, K]
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if BLOCK_REST > 0:
+        k_rest = _seen_rows(key_rows, rest_dims, key_dim, seen, KEY_DIM)
+        scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision=PRECISION)
+    scores = scores * scale
+    if SOFTCAP:  # tanh(x) = 1 - 2 / (exp(2x) + 1)
+        scores = softcap * (1.0 - 2.0 / (tl.exp2(scores * (2.885390081777927 / softcap)) + 1.0))
+    read = seen[None, :]
+    if CAUSAL:
+        read = read & (tokens[None, :] <= position[:, None])
+    scores = tl.where(read, scores * 1.4426950408889634, float("-inf"))
+
+    new_peak = tl.maximum(peak, tl.max(scores, 1))
+    base = tl.where(new_peak > float("-inf"), new_peak, 0.0)  # -inf - -inf is NaN
+    keep = tl.exp2(peak - base)
+    weights = tl.exp2(scores - base[:, None])
+    if SHARED:
+        v = k
+    else:
+        value_rows = values + page * value_page + offset * value_token
+        v = _seen_rows(value_rows, value_dims, value_dim, seen, VALUE_DIM)  # [N, V]
+    acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision=PRECISION)
+    return acc, new_peak, total * keep + tl.sum(weights, 1)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _seen_rows(rows, dims, stride, seen, DIM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One row of the cache per token; unused cells may hold NaN, so what is not seen is never read."""
+    return tl.load(
+        rows[:, None] + dims[None, :] * stride, mask=seen[:, None] & (dims < DIM)[None, :], other=0.0
+    )
