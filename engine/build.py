@@ -10,8 +10,8 @@ from headway.engine.low_rank import provide_bases
 from headway.engine.memory_plan import plan_memory
 from headway.engine.messages import ModelInfo
 from headway.engine.pages import PageAllocator
-from headway.engine.prefix_cache import PrefixCache, root_digest
-from headway.engine.recipe import Recipes
+from headway.engine.prefix_cache import PrefixCache, prefill_identity, root_digest
+from headway.engine.recipes import Recipes
 from headway.engine.request import Sequence
 from headway.engine.runner import ModelRunner
 from headway.engine.sampler import Sampler
@@ -30,7 +30,8 @@ def build(config: EngineConfig) -> Engine:
             f"scheduler.max_running = {config.scheduler.max_running} requests may need a token in one step"
         )
     loaded = load(config.model)
-    recipes = Recipes(config.recipe, loaded.specs, config.cache.page_size)
+    room = config.scheduler.max_step_tokens - config.scheduler.max_running
+    recipes = Recipes(config.recipe, loaded.specs, config.cache.page_size, room)
     plan = plan_memory(loaded, config, recipes.sidecars)
     kv_cache = KVCache(
         loaded.specs, plan.num_pages, plan.page_size, loaded.dtype, loaded.device, recipes.sidecars
@@ -62,7 +63,8 @@ def prefix_cache(loaded: LoadedModel, num_pages: int, config: EngineConfig) -> P
 
     def root(sequence: Sequence) -> bytes:
         salt = sequence.submit.cache_salt.encode("utf-8", "surrogatepass")
-        return root_digest(loaded.fingerprint, loaded.rope.rope_key(sequence.rope_length), salt)
+        parts = [loaded.fingerprint, loaded.rope.rope_key(sequence.rope_length), salt]
+        return root_digest(*parts, *prefill_identity(sequence))
 
     return PrefixCache(
         PageAllocator(num_pages), config.cache.page_size, root, enabled=config.cache.prefix_cache

@@ -25,7 +25,7 @@ Schema = typing.TypeVar("Schema", bound=BaseModel)
 
 
 class WrongKeys(ValueError):
-    """What a validator found wrong inside its value: lines that begin with a key of it."""
+    """What a validator found wrong inside its value: lines that begin with a key of it, or with a colon."""
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _explain(schema: type[BaseModel], item: Any) -> list[str]:
     where = ".".join(path)
     inner = item.get("ctx", {}).get("error")
     if isinstance(inner, WrongKeys):
-        return [f"{where}.{line}" for line in str(inner).splitlines()]
+        return [f"{where}{'' if line[0] == ':' else '.'}{line}" for line in str(inner).splitlines()]
     if item["type"] != "extra_forbidden":
         return [f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"]
     section = schema

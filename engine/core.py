@@ -10,7 +10,7 @@ from headway.engine.failures import to_event
 from headway.engine.messages import ModelInfo, Progress, RequestEvent, SelectionUsage, Stats, Submit, Tokens
 from headway.engine.outcome import Outcome, Runner, run, sample
 from headway.engine.prefix_cache import PrefixCache
-from headway.engine.recipe import Recipes
+from headway.engine.recipes import Recipes
 from headway.engine.request import Sequence
 from headway.engine.sampler import Sample, Sampler
 from headway.engine.scheduler import Scheduler
@@ -29,7 +29,7 @@ class Engine:
         config: the scheduler's and the queue's limits.
         cache: all pages, unused.
         runner, sampler: what computes logits and tokens.
-        recipes: what decode methods are served; None: dense only.
+        recipes: what methods are served; None: dense only.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class Engine:
         """
         if submit.request_id in self._sequences:
             raise RequestError("a request with this id is running", "request_id")
-        decode = None if self._recipes is None else self._recipes.method(submit.decode)
-        sequence = Sequence.from_submit(submit, self.info, decode)
+        decode, prefill = (None, None) if self._recipes is None else self._recipes.methods(submit)
+        sequence = Sequence.from_submit(submit, self.info, decode, prefill)
         self._refuse_if_full(sequence)
         self._scheduler.add(sequence)
         self._sequences[submit.request_id] = sequence
@@ -172,7 +172,8 @@ class Engine:
             sequence.finish_reason = "stop"
         elif sequence.num_generated == sequence.max_tokens:
             sequence.finish_reason = "length"
-        selection = None if sequence.finish_reason is None else self._end(sequence)
+        ends = sequence.finish_reason is not None
+        selection = self._end(sequence) if ends else None
         scored = first and params.prompt_logprobs is not None
         return Tokens(
             request_id=sequence.request_id,
@@ -183,6 +184,7 @@ class Engine:
             finish_reason=sequence.finish_reason,
             stop_token=drawn.token if stops else None,
             selection=selection,
+            prefill=sequence.prefill_usage() if ends else None,
         )
 
     def _fail(self, sequence: Sequence, error: HeadwayError) -> RequestEvent:

@@ -82,7 +82,7 @@ class MemoryPlan:
 
     def _sidecar_line(self) -> list[str]:
         size = self.num_pages * self.needs.sidecars
-        return [f"of which      {_size(size)} are sidecars, which decode methods choose by"] if size else []
+        return [f"of which      {_size(size)} are sidecars, which methods choose by"] if size else []
 
 
 def plan_memory(loaded: LoadedModel, config: EngineConfig, sidecars: Collection[Sidecar] = ()) -> MemoryPlan:

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "abort"]
+Choice = dict[str, str | int | float | bool | None]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,8 +42,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One sequence to generate.
 
     `prompt` holds token ids. `cache_salt` separates tenants in the prefix cache. A lower `priority` runs
-    earlier. `progress` asks for `Progress` events during prefill. `decode` names a decode method and its
-    settings where they shall differ from the engine's own; see `headway.engine.recipe`.
+    earlier. `progress` asks for `Progress` events during prefill. `decode` and `prefill` each name a method
+    and its settings where they shall differ from the engine's own; see `headway.engine.offer`.
     """
 
     request_id: str
@@ -51,7 +52,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     priority: int = 0
     cache_salt: str = ""
     progress: bool = False
-    decode: dict[str, str | int | float | bool | None] | None = None
+    decode: Choice | None = None
+    prefill: Choice | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -112,13 +114,37 @@ class SelectionUsage(msgspec.Struct, frozen=True, kw_only=True):
     kv_read_share: float = 1.0
     refreshes: int = 0
 
+    @property
+    def attended(self) -> float:
+        """Tokens that a layer read in all steps, on average."""
+        return self.tokens_per_step * self.steps
+
+    @property
+    def context(self) -> float:
+        """Tokens that dense attention would have read for them."""
+        return self.attended / self.kv_read_share
+
+
+class PrefillUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What prefill selection did for one request.
+
+    `tokens` of its prompt were computed by `method`: not those from the prefix cache, nor chunks that are
+    dense. For these, an attention layer that selects read the share `density` of the keys that stand at or
+    before each token.
+    """
+
+    method: str
+    tokens: int = 0
+    density: float = 1.0
+
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """New tokens of one request.
 
     The first event of a request carries `cached_tokens` (prompt tokens found in the prefix cache) and, if
     asked for, `prompt_logprobs` (one entry per prompt token, the first None). `finish_reason` marks the last
-    event, which also carries `selection`. A stop token is the last of `token_ids`, and no part of the text.
+    event, which also carries `selection` and `prefill`. A stop token is the last of `token_ids`, and no part
+    of the text.
     """
 
     request_id: str
@@ -129,6 +155,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     finish_reason: FinishReason | None = None
     stop_token: int | None = None
     selection: SelectionUsage | None = None
+    prefill: PrefillUsage | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):

@@ -5,9 +5,13 @@ Several sequences may compute the same page at the same time: each keeps its own
 soon as nobody holds one of them it is given back unless it is the last with its digest. Hence a page is
 never freed under a sequence (mini-sglang#142), a cached child always has a cached parent, and the digests
 of a sequence that are cached are a prefix of its chain, which a binary search finds.
+
+A prompt that a prefill method selects for shares whole granules only, with prompts of the same recipe: what
+a method chooses may depend on where a chunk ends, and on how near the prompt's end is.
 """
 
 import hashlib
+import json
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict
@@ -20,12 +24,20 @@ DIGEST_BYTES = 32
 
 
 def root_digest(*parts: bytes) -> bytes:
-    """Where a chain begins: all that changes KV beside the tokens (model, RoPE profile, tenant's salt)."""
+    """Where a chain begins: all that changes KV beside the tokens (model, RoPE profile, tenant, recipe)."""
     root = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for part in parts:
         root.update(len(part).to_bytes(8, "little"))
         root.update(part)
     return root.digest()
+
+
+def prefill_identity(sequence: Sequence) -> tuple[bytes, ...]:
+    """Parts of the root that tell prefill recipes apart; none where the prompt is dense."""
+    if sequence.prefill is None:
+        return ()
+    recipe = {"settings": sequence.prefill.settings.model_dump(mode="json"), "granule": sequence.granule}
+    return (json.dumps(recipe, sort_keys=True).encode(),)
 
 
 class PrefixCache:
@@ -94,13 +106,16 @@ class PrefixCache:
 
         The page of the last token is never shared, because that token must be computed to get its logits; and
         a prompt whose log-probabilities are wanted must be computed as a whole. Nor is one whose queries a
-        decode method must see, or whose tokens a selection was read for.
+        decode method must see, or whose tokens a selection was read for. Of granules that are cached in part,
+        nothing is shared.
         """
         if sequence.unscored:
             return 0, None
-        last = min(len(sequence.tokens) - 1, sequence.observed_from, sequence.exact)
-        shareable = min(last // self.page_size, len(sequence.digests))
+        together = max(1, sequence.granule // self.page_size)
+        last = min(len(sequence.tokens) - 1, sequence.observed_from, sequence.shareable)
+        shareable = min(last // self.page_size, len(sequence.digests)) // together * together
         hits = bisect_left(range(shareable), True, key=lambda i: sequence.digests[i] not in self._pages_of)
+        hits -= hits % together
         return hits, sequence.digests[hits] if hits < shareable else None
 
     def missing(self, sequence: Sequence, is_held: Callable[[int], bool]) -> int:
@@ -140,10 +155,10 @@ class PrefixCache:
         sequence.pages.append(self._allocator.take())
 
     def register(self, sequence: Sequence) -> None:
-        """Make the sequence's full pages findable once they are computed, but none that a selection made."""
+        """Make the sequence's full pages findable once they are computed, as far as others may share them."""
         self.extend_chain(sequence)
-        exact = min(sequence.computed, sequence.exact)
-        computed = min(exact // self.page_size, len(sequence.digests))
+        shareable = min(sequence.computed, sequence.shareable)
+        computed = min(shareable // self.page_size, len(sequence.digests))
         first = computed
         while first and sequence.pages[first - 1] not in self._digest_of:
             first -= 1

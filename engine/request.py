@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass, field
 
 from headway.engine.errors import ContextTooLong, RequestError
-from headway.engine.messages import FinishReason, Logprob, ModelInfo, Submit
+from headway.engine.messages import FinishReason, Logprob, ModelInfo, PrefillUsage, Submit
+from headway.engine.methods import prefill as prefill_methods
 from headway.engine.methods.decode import AnyMethod
+from headway.engine.selection.prompt_reads import PromptReads
 from headway.engine.selection.state import SelectionState
 
 
@@ -25,6 +27,10 @@ class Sequence:
         prompt_logprobs: the prompt's scores so far, if asked for; the first token has none.
         decode: what selects for its decode steps; None: they are dense.
         selection: what that method remembers, from the first step on; gone with the pages.
+        prefill: what selects for the prompt; None: it is dense, as are prompts no longer than the method's
+            `dense_below`, and those whose log-probabilities are asked for.
+        granule: prompt tokens that are computed in one chunk, and shared, together or not at all.
+        prompt_reads: what `prefill` has read so far.
     """
 
     submit: Submit
@@ -40,9 +46,18 @@ class Sequence:
     prompt_logprobs: list[Logprob | None] = field(default_factory=lambda: [None])
     decode: AnyMethod | None = None
     selection: SelectionState | None = None
+    prefill: prefill_methods.AnyMethod | None = None
+    granule: int = 1
+    prompt_reads: PromptReads = field(default_factory=PromptReads)
 
     @classmethod
-    def from_submit(cls, submit: Submit, info: ModelInfo, decode: AnyMethod | None = None) -> "Sequence":
+    def from_submit(
+        cls,
+        submit: Submit,
+        info: ModelInfo,
+        decode: AnyMethod | None = None,
+        prefill: prefill_methods.AnyMethod | None = None,
+    ) -> "Sequence":
         """Check a request against the model's limits and make its sequence.
 
         Raises:
@@ -53,7 +68,10 @@ class Sequence:
         room = info.max_context - len(submit.prompt)
         max_tokens = room if submit.sampling.max_tokens is None else submit.sampling.max_tokens
         length = len(submit.prompt) + max_tokens
-        return cls(submit, list(submit.prompt), max_tokens, rope_length=length, decode=decode)
+        sequence = cls(submit, list(submit.prompt), max_tokens, rope_length=length, decode=decode)
+        if prefill is not None and _selects(prefill, submit):
+            sequence.prefill, sequence.granule = prefill, granule_of(prefill, info.page_size)
+        return sequence
 
     @property
     def request_id(self) -> str:
@@ -89,6 +107,15 @@ class Sequence:
         return max(self.num_prompt, dense_below)
 
     @property
+    def shareable(self) -> int:
+        """Leading tokens whose pages others may share, as far as their prompts are equal."""
+        if self.prefill is None:
+            return self.exact
+        dense_tail: int = self.prefill.settings.dense_tail
+        alike = max(0, self.num_prompt - dense_tail)
+        return alike - alike % self.granule
+
+    @property
     def observed_from(self) -> int:
         """First prompt token whose query the decode method must see; no token at all: a huge number."""
         if self.decode is None or self.num_prompt + self.max_tokens <= self.decode.settings.dense_below:
@@ -101,6 +128,31 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens still to compute before the next one can be sampled."""
         return len(self.tokens) - self.computed
+
+    def prefill_usage(self) -> PrefillUsage | None:
+        """What the prefill method did; None: the prompt was dense. The host waits for the device."""
+        return None if self.prefill is None else self.prompt_reads.usage(self.prefill.settings.method)
+
+    def chunk_length(self, start: int, most: int) -> int:
+        """Tokens of the longest chunk from `start` on of at most `most`; 0: not even a granule fits."""
+        if start >= self.exact:
+            return min(1, most)
+        if self.prefill is None or start >= self.num_prompt:
+            return min(most, self.exact - start)
+        stop = self.num_prompt if self.prefill.row_local else min(self.num_prompt, start + self.granule)
+        end = min(start + most, stop)
+        return end - start if end == self.num_prompt else max(0, end - end % self.granule - start)
+
+
+def granule_of(method: prefill_methods.AnyMethod, page_size: int) -> int:
+    """Prompt tokens that are computed, and shared, together under a method: whole granules in whole pages."""
+    return math.lcm(method.granule, page_size)
+
+
+def _selects(method: prefill_methods.AnyMethod, submit: Submit) -> bool:
+    """Whether any of the prompt is left to the method; scores of a prompt are those of the whole model."""
+    dense_below: int = method.settings.dense_below
+    return len(submit.prompt) > dense_below and submit.sampling.prompt_logprobs is None
 
 
 def check(submit: Submit, info: ModelInfo) -> None:

@@ -125,14 +125,8 @@ class ModelRunner:
         return slots
 
     def _written(self, chunks: tuple[Chunk, ...]) -> WrittenPages:
-        size = self._cache.page_size
-        pages: list[int] = []
-        filled: list[int] = []
-        for chunk in chunks:
-            for index in range(chunk.start // size, -(-chunk.end // size)):
-                pages.append(chunk.sequence.pages[index])
-                filled.append(min(chunk.end - index * size, size))
-        return WrittenPages(*self._to_device([pages, filled]))
+        runs = ((chunk.sequence.pages, chunk.start, chunk.end) for chunk in chunks)
+        return WrittenPages.of(runs, self._cache.page_size, self._loaded.device)
 
     def _rope_groups(self, chunks: tuple[Chunk, ...]) -> list[tuple[int, torch.Tensor]]:
         rows, offset = [], 0

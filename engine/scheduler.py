@@ -7,6 +7,10 @@ so that a long prompt never takes all and, however many go before it, always get
 out in the same order. The shortest prompt is never later than second, so that long ones that have aged do
 not shut it out.
 
+A prompt that is computed in granules ends its chunks where granules end: its half is rounded down to whole
+granules, but up to one where one is left. If the first prompt leaves none for the shortest, the shortest
+goes first in every other step.
+
 A sequence gets the pages of its whole prompt when it is admitted, so that prompts in progress never compete
 for pages. Decodes take a page when they need one; when none is left, the least important running sequence
 (lowest priority, newest) is preempted and computed again later, as far as its pages have not stayed cached.
@@ -43,6 +47,7 @@ class Scheduler:
         self._cache = cache
         self._grants: dict[Sequence, int] = {}
         self._scored_rows_left = 0
+        self._steps = 0
         self._blocked: Sequence | None = None
         self._slack = 0
 
@@ -61,6 +66,7 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Choose the next step's chunks; empty only if there is nothing to do."""
+        self._steps += 1
         self._grants = {}
         self._blocked = None
         self._scored_rows_left = SCORED_ROWS
@@ -100,7 +106,7 @@ class Scheduler:
         """Share the budget among prompts of one priority; returns what is left of it."""
         granted: list[Sequence] = []
         partial = 0
-        for prompt in self._in_order(list(prompts)):
+        for prompt in self._in_order(list(prompts), budget):
             if not budget:
                 break
             sequence = prompt
@@ -111,7 +117,7 @@ class Scheduler:
             if sequence in self._grants or (sequence is not prompt and sequence.remaining == 1):
                 continue
             uncached = self._uncached(sequence)
-            wanted = min(uncached, self._most(sequence, len(sequence.tokens) - uncached), (budget + 1) // 2)
+            wanted = self._length(sequence, len(sequence.tokens) - uncached, _share(sequence, budget))
             completes = wanted == uncached
             if not wanted or not (completes or partial < self._config.max_partial_prefills):
                 continue
@@ -123,8 +129,8 @@ class Scheduler:
         for sequence in granted:
             if sequence in self._grants:
                 granted_already = self._grants[sequence]
-                more = self._most(sequence, sequence.computed, granted_already)
-                budget -= self._grant(sequence, min(more, sequence.remaining - granted_already, budget))
+                length = self._length(sequence, sequence.computed, budget, granted_already)
+                budget -= self._grant(sequence, length - granted_already)
         return budget
 
     def _grant(self, sequence: Sequence, tokens: int) -> int:
@@ -133,20 +139,22 @@ class Scheduler:
             self._scored_rows_left -= tokens
         return tokens
 
-    def _most(self, sequence: Sequence, start: int, granted: int = 0) -> int:
-        """Tokens from position `start` on that may run in one step, beyond those granted."""
-        most = self._scored_rows_left if sequence.unscored else self._config.max_step_tokens
-        together = max(1, sequence.exact - start)
-        return min(most, together - granted)
+    def _length(self, sequence: Sequence, start: int, most: int, granted: int = 0) -> int:
+        """Tokens of the chunk from position `start` on: those granted, and at most `most` beyond them."""
+        if sequence.unscored:
+            most = min(most, self._scored_rows_left)
+        return sequence.chunk_length(start, min(granted + most, len(sequence.tokens) - start))
 
-    def _in_order(self, prompts: list[Sequence]) -> list[Sequence]:
+    def _in_order(self, prompts: list[Sequence], budget: int) -> list[Sequence]:
         rate = self._config.ageing_tokens_per_second
         uncached = {sequence: self._uncached(sequence) for sequence in prompts}
         prompts.sort(key=lambda s: uncached[s] + rate * s.arrival)
         shortest = min(prompts, key=lambda s: uncached[s])
-        if shortest is not prompts[0]:
+        first = prompts[0]
+        if shortest is not first:
+            left_none = budget - _share(first, budget) < shortest.granule
             prompts.remove(shortest)
-            prompts.insert(1, shortest)
+            prompts.insert(0 if left_none and self._steps % 2 else 1, shortest)
         return prompts
 
     def _uncached(self, sequence: Sequence) -> int:
@@ -163,7 +171,7 @@ class Scheduler:
         return next((s for s in self.running if self._will_share(s, hits, digest)), None)
 
     def _will_share(self, running: Sequence, page: int, digest: bytes) -> bool:
-        shared = min(len(running.digests), running.exact // self._cache.page_size)
+        shared = min(len(running.digests), running.shareable // self._cache.page_size)
         return page < shared and running.digests[page] == digest
 
     def _has_place(self, waiting: Sequence) -> bool:
@@ -222,6 +230,11 @@ class Scheduler:
         sequence.selection = None
         self.waiting.append(sequence)
         self.preemptions += 1
+
+
+def _share(sequence: Sequence, budget: int) -> int:
+    """Half of the budget, but no less than a granule as long as there is one."""
+    return max((budget + 1) // 2, min(sequence.granule, budget))
 
 
 def _importance(sequence: Sequence) -> tuple[int, float]:

@@ -4,10 +4,13 @@ Written whenever the page is written, so a page that the prefix cache hands out 
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -62,20 +65,46 @@ def sidecar_bytes(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WrittenPages:
-    """The pages that a batch writes to, int64 [P], and how many tokens each holds afterwards."""
+    """The cells that a batch writes; each of their pages is full up to the last of them afterwards.
 
-    pages: Tensor
-    filled: Tensor
+    Attributes:
+        spans: [P, 3], a page, its first written cell and the one behind its last.
+    """
+
+    spans: npt.NDArray[np.int64]
+    page_size: int
+    device: torch.device
     _parts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
-    def parts(self, parts: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """The same in parts of pages: each page is `parts` parts of `tokens` tokens; -1 for an empty part."""
-        if parts not in self._parts:
-            part = torch.arange(parts, device=self.pages.device)
-            filled = (self.filled.unsqueeze(1) - part * tokens).clamp(0, tokens)
-            pages = torch.where(filled > 0, self.pages.unsqueeze(1) * parts + part, -1)
-            self._parts[parts] = pages.flatten(), filled.clamp_min(1).flatten()
-        return self._parts[parts]
+    @classmethod
+    def of(
+        cls, runs: Iterable[tuple[Sequence[int], int, int]], page_size: int, device: torch.device
+    ) -> "WrittenPages":
+        """Of runs of tokens: the pages of their sequence, their first token and the one behind their last."""
+        spans = [
+            (pages[index], max(start - index * page_size, 0), min(stop - index * page_size, page_size))
+            for pages, start, stop in runs
+            for index in range(start // page_size, -(-stop // page_size))
+        ]
+        return cls(np.array(spans, np.int64), page_size, device)
+
+    def parts(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Parts of pages, of `tokens` tokens each, that are written to, and how many tokens each then holds.
+
+        Both int64 [R]; part i of page p has the number p * (page_size // tokens) + i.
+        """
+        if tokens not in self._parts:
+            pages, starts, stops = self.spans.T
+            first = starts // tokens
+            counts = -(-stops // tokens) - first
+            behind = counts.cumsum()
+            span = np.repeat(np.arange(len(counts)), counts)
+            part = np.arange(behind[-1]) - (behind - counts - first)[span]
+            numbers = pages[span] * (self.page_size // tokens) + part
+            filled = np.minimum(stops[span] - part * tokens, tokens)
+            both = torch.from_numpy(np.stack((numbers, filled))).to(self.device)
+            self._parts[tokens] = both[0], both[1]
+        return self._parts[tokens]
 
 
 class SidecarStore:
@@ -115,6 +144,16 @@ class SidecarStore:
         """Tables [num_pages, rows, Hkv, numbers] of a layer; empty for one without sidecars."""
         return self._tables.get(layer_idx, {})
 
+    def only(self, sidecars: Collection[Sidecar]) -> "SidecarStore":
+        """The same tables, of these sidecars alone: what is written to it leaves the others as they are."""
+        store = copy(self)
+        store.kept = tuple(sidecar for sidecar in self.kept if sidecar in sidecars)
+        store._tables = {
+            layer: {sidecar: tables[sidecar] for sidecar in store.kept}
+            for layer, tables in self._tables.items()
+        }
+        return store
+
     def write(
         self, layer_idx: int, key: Tensor, key_cache: Tensor, written: WrittenPages, slot_mapping: Tensor
     ) -> None:
@@ -129,15 +168,13 @@ class SidecarStore:
             if sidecar.kind == "low_rank":
                 store_kv(self.project(layer_idx, sidecar, key), None, table, None, slot_mapping)
                 continue
-            parts, tokens = table.shape[1], key_cache.shape[1] // table.shape[1]
-            pages, filled = written.parts(parts, tokens)
+            tokens = key_cache.shape[1] // table.shape[1]
+            parts, filled = written.parts(tokens)
+            keys, rows = key_cache.view(-1, tokens, *key_cache.shape[2:]), table.view(-1, *table.shape[2:])
             if sidecar.kind == "chunk_key":
-                units = key_cache[written.pages].view(-1, tokens, *key_cache.shape[2:])
-                summaries = chunk_keys(units, filled, self._scales[layer_idx])
-                table[written.pages] = summaries.view(-1, *table.shape[1:])
-                continue
-            keys, rows = key_cache.view(-1, tokens, *key_cache.shape[2:]), table.view(-1, 1, *table.shape[2:])
-            summarise_pages(keys, pages, filled, **{sidecar.kind: rows})
+                rows[parts] = chunk_keys(keys[parts], filled, self._scales[layer_idx])
+            else:
+                summarise_pages(keys, parts, filled, **{sidecar.kind: rows.unsqueeze(1)})
 
     def project(self, layer_idx: int, sidecar: Sidecar, rows: Tensor) -> Tensor:
         """Keys [T, Hkv, Dk] or queries [T, Hq, Dk] in the basis of a `low_rank` sidecar, same dtype."""

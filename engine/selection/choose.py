@@ -12,26 +12,47 @@ from headway.kernels.top_k import top_k
 
 
 def choose(scores: Tensor, layer: LayerView, settings: BudgetSettings, unit: int) -> DecodeSelection:
-    """The best units of each row beside the forced ones, all within the budget.
+    """The best units of each row beside the forced ones, all within budget and mass.
 
     Args:
         scores: fp32 [B, Hs, N] of units of `unit` tokens, -inf behind a sequence's end; overwritten.
             With `mass`, they must be logits of the softmax whose mass is meant.
     """
-    step = layer.step
-    width, limits = limits_of(layer, settings, unit)
+    forced = layer.step.forced(unit, settings.sink_size, settings.window_size)
+    return pick(scores, forced[:, : scores.shape[-1]].unsqueeze(1), layer, settings, unit)
+
+
+def pick(
+    scores: Tensor, forced: Tensor, layer: LayerView, settings: BudgetSettings, unit: int
+) -> DecodeSelection:
+    """The best places of each row beside the forced ones, all within budget and mass.
+
+    Args:
+        scores: as for `choose`, at any N units; -inf where there is none.
+        forced: bool that broadcasts to them, False where there is no unit.
+
+    Returns:
+        Places in a row of `scores`, ascending.
+    """
     logits = scores.clone() if settings.mass is not None else scores
-    forced = step.forced(unit, settings.sink_size, settings.window_size)
-    scores.masked_fill_(forced[:, : scores.shape[-1]].unsqueeze(1), math.inf)
+    indices = strongest(scores.masked_fill_(forced, math.inf), layer, settings, unit)
+    if settings.mass is not None:
+        indices = _covering(indices, logits, scores, settings.mass)
+    elif settings.fraction is None:
+        return DecodeSelection(indices, unit)
+    return DecodeSelection(indices, unit, (indices >= 0).sum((1, 2)) * unit // indices.shape[1])
+
+
+def strongest(strengths: Tensor, layer: LayerView, settings: BudgetSettings, unit: int) -> Tensor:
+    """Places of the strongest units of each row within the budget, int32 [B, Hs, M], ascending, then -1.
+
+    Args:
+        strengths: fp32 [B, Hs, N], inf where a unit must be read, -inf where there is none.
+    """
+    width, limits = limits_of(layer, settings, unit)
     if limits is not None:
-        limits = limits.unsqueeze(1).expand(scores.shape[:2])
-    indices = top_k(scores, width, limits)
-    if settings.mass is None:
-        counts = None if limits is None else limits[:, 0] * unit
-        return DecodeSelection(indices, unit, counts)
-    indices = _covering(indices, logits, scores, settings.mass)
-    counts = (indices >= 0).sum((1, 2)) * unit // indices.shape[1]
-    return DecodeSelection(indices, unit, counts)
+        limits = limits.unsqueeze(1).expand(strengths.shape[:2])
+    return top_k(strengths, width, limits)
 
 
 def limits_of(layer: LayerView, settings: BudgetSettings, unit: int) -> tuple[int, Tensor | None]:

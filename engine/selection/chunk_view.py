@@ -1,7 +1,7 @@
 """ChunkView: one layer of the paged cache, as a method sees it for one chunk of a prompt."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class ChunkView:
         key_cache, value_cache: [num_pages, page_size, Hkv, D].
         plan: one sequence, the chunk's tokens its queries.
         num_prompt: tokens of the whole prompt.
+        counted: what `count` was told, scalars on the model's device.
     """
 
     spec: LayerSpec
@@ -27,6 +28,11 @@ class ChunkView:
     plan: AttentionPlan
     num_prompt: int
     store: SidecarStore
+    counted: list[Tensor] = field(default_factory=list)
+
+    def count(self, pairs: Tensor) -> None:
+        """Note how many pairs of a query and a key this layer reads, over all query heads."""
+        self.counted.append(pairs)
 
     @property
     def start(self) -> int:

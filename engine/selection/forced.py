@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
+from headway.engine.selection.chunk_rows import selecting_rows
 from headway.engine.selection.chunk_view import ChunkView
+from headway.engine.selection.pairs import pairs
 from headway.engine.selection.prefill_selection import PrefillSelection
 from headway.engine.selection.prefill_settings import PrefillSettings
 from headway.kernels.tile_attention import tile_attention
@@ -13,10 +15,16 @@ def attend_selection(
     query: Tensor, chunk: ChunkView, selection: PrefillSelection, settings: PrefillSettings
 ) -> tuple[Tensor, Tensor]:
     """Attention of a chunk's queries [T, Hq, Dk] over a selection and what is forced; out and lse [T, Hq]."""
-    spec = chunk.spec
+    spec, local = chunk.spec, local_from(chunk, selection, settings)
+    chunk.count(
+        pairs(
+            chunk.plan, query.shape[1], settings.tile, local, settings.sink_size,
+            selection.spans, selection.span, selection.columns,
+        )
+    )  # fmt: skip
     return tile_attention(
         query, chunk.key_cache, chunk.value_cache, chunk.plan, settings.tile,
-        scale=spec.scale, local_from=local_from(chunk, selection, settings), sink_size=settings.sink_size,
+        scale=spec.scale, local_from=local, sink_size=settings.sink_size,
         spans=selection.spans, span=selection.span, columns=selection.columns,
         softcap=spec.softcap, sinks=spec.sinks,
     )  # fmt: skip
@@ -26,7 +34,7 @@ def local_from(chunk: ChunkView, selection: PrefillSelection, settings: PrefillS
     """int32 [H, tiles]: from where on each tile reads everything up to its rows."""
     starts = chunk.tile_starts(settings.tile)
     local = (starts - settings.window_size).clamp_min(0)
-    tail = chunk.num_prompt - settings.dense_tail
-    dense = (starts < settings.dense_below) | (starts + settings.tile > tail)
+    rows = selecting_rows(chunk, settings)
+    dense = (starts < rows.start) | (starts >= rows.stop)
     local = torch.where(dense, 0, local).unsqueeze(0)
     return local if selection.local_from is None else torch.minimum(local, selection.local_from)

@@ -1,5 +1,6 @@
 """Attention of one decode group in one layer: ask the method, read what it selects, count what was read."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,18 +18,13 @@ Attended = tuple[Tensor, Tensor]
 
 def attend(query: Tensor, layer: LayerView, method: DecodeMethod[Any]) -> Tensor:
     """Attention of one query per sequence, [B, Hq, Dk] → [B, Hq, Dv], over what the method selects."""
-    step, spec = layer.step, layer.spec
-    lens = step.plan.host_kv_lens
-    for member, length in zip(step.stack.members, lens, strict=True):
-        member.layer_steps += 1
-        member.context += length
-    if spec.layer_idx < method.settings.dense_layers:
-        _count_all(layer)
-        out, _ = _dense(query, layer)
-        return out
+    layer_idx = layer.spec.layer_idx
+    if layer_idx < method.settings.dense_layers:
+        _count(layer, layer.plan.host_kv_lens)
+        return _dense(query, layer)[0]
     selection = method.select(query, layer)
-    step.handed[spec.layer_idx] = selection
-    _count(selection, layer)
+    layer.step.handed[layer_idx] = selection
+    _count(layer, _tokens_read(selection, layer))
     own = method.attend(query, layer, selection)
     return attend_selected(query, layer, selection)[0] if own is None else own
 
@@ -40,14 +36,9 @@ def attend_selected(query: Tensor, layer: LayerView, selection: DecodeSelection)
     if query.device.type == "cpu":  # looking at the mask is free here
         return _split(query, layer, selection, selection.dense)
     out, lse = _selected(query, layer, selection, active=~selection.dense)
-    everything = torch.arange(step_pages(layer), dtype=torch.int32, device=query.device)
+    everything = torch.arange(layer.plan.max_pages, dtype=torch.int32, device=query.device)
     whole = DecodeSelection(everything.expand(len(query), 1, -1).contiguous(), layer.page_size)
     return _selected(query, layer, whole, active=selection.dense, into=(out, lse))
-
-
-def step_pages(layer: LayerView) -> int:
-    """Pages of the longest sequence."""
-    return max(map(len, layer.plan.host_tables))
 
 
 def _split(query: Tensor, layer: LayerView, selection: DecodeSelection, dense: Tensor) -> Attended:
@@ -100,21 +91,23 @@ def _selected(
     )  # fmt: skip
 
 
-def _count(selection: DecodeSelection, layer: LayerView) -> None:
-    """Add the tokens read to the sequences' counters, on the host where the host knows."""
-    step = layer.step
+def _tokens_read(selection: DecodeSelection, layer: LayerView) -> Sequence[int] | Tensor:
+    """By each sequence, on the host where the host knows, else a tensor [B]."""
     most = selection.indices.shape[2] * selection.unit
     if selection.counts is None and selection.dense is None:
-        for member, length in zip(step.stack.members, step.plan.host_kv_lens, strict=True):
-            member.attended += min(length, most)
-        return
-    lens = step.kv_lens
+        return [min(length, most) for length in layer.plan.host_kv_lens]
+    lens = layer.step.kv_lens
     counts = lens.clamp_max(most) if selection.counts is None else torch.minimum(selection.counts, lens)
-    if selection.dense is not None:
-        counts = torch.where(selection.dense, lens, counts)
-    step.stack.attended += counts
+    return counts if selection.dense is None else torch.where(selection.dense, lens, counts)
 
 
-def _count_all(layer: LayerView) -> None:
-    for member, length in zip(layer.step.stack.members, layer.plan.host_kv_lens, strict=True):
-        member.attended += length
+def _count(layer: LayerView, read: Sequence[int] | Tensor) -> None:
+    """Add to the sequences' counters; what only the device knows waits there."""
+    stack, lens = layer.step.stack, layer.plan.host_kv_lens
+    if isinstance(read, Tensor):
+        stack.attended += read
+        read = [0] * len(lens)
+    for member, length, tokens in zip(stack.members, lens, read, strict=True):
+        member.layer_steps += 1
+        member.context += length
+        member.attended += tokens

@@ -41,7 +41,7 @@ class GroupStep:
         """bool [B, N]: units of `unit` tokens that hold a sink or a token of the window, tail included."""
 
         def build() -> Tensor:
-            width = len(self.plan.block_table[0]) * self.plan.page_size // unit
+            width = self.plan.max_pages * self.plan.page_size // unit
             first = torch.arange(0, width * unit, unit, device=self.plan.device)
             lens = self.kv_lens.unsqueeze(1)
             return ((first < sink_size) | (first + unit > lens - window_size)) & (first < lens)

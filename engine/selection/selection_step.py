@@ -12,7 +12,9 @@ from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode.base import DecodeMethod
 from headway.engine.selection.group import attend
 from headway.engine.selection.layer_view import GroupStep, LayerView
-from headway.engine.selection.state import Name, SelectionState, Stack, Stacks
+from headway.engine.selection.observed import Observed, is_observed, observed_in
+from headway.engine.selection.prompt_chunk import PromptChunk, is_selected
+from headway.engine.selection.state import Name, SelectionState, Stacks
 from headway.engine.sidecars import SidecarStore
 from headway.kernels.paged_attention import AttentionPlan, paged_attention, plan
 
@@ -27,25 +29,17 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """A prompt's queries that its method must see: `rows` of the dense part's output."""
-
-    method: DecodeMethod[Any]
-    state: SelectionState
-    plan: AttentionPlan
-    rows: slice
-
-
-@dataclass(frozen=True, slots=True)
 class SelectionStep:
-    """The groups of one batch beside its dense part.
+    """The decode groups and the selected prompt chunks of one batch beside its dense part.
 
     Attributes:
-        dense: plan of the tokens in no group; None: there are none.
+        dense: plan of the tokens in neither; None: there are none.
         dense_rows: int64, their rows in the batch; None: the whole batch.
+        observed: what of the dense part is shown to decode methods.
     """
 
     groups: tuple[Group, ...]
+    prompts: tuple[PromptChunk, ...]
     dense: AttentionPlan | None
     dense_rows: Tensor | None
     observed: tuple[Observed, ...]
@@ -53,7 +47,7 @@ class SelectionStep:
 
     def __post_init__(self) -> None:
         remembered = [group.step.stack.tensors for group in self.groups]
-        remembered += [one.state.rows for one in self.observed]
+        remembered += [one.state.rows for one in self._all_observed()]
         self._before.extend((tensors, dict(tensors)) for tensors in remembered)
 
     def attend(
@@ -68,10 +62,12 @@ class SelectionStep:
                 scale=spec.scale, softcap=spec.softcap, sinks=spec.sinks,
             )  # fmt: skip
             for one in self.observed:
-                _observe(one, part, lse, LayerView(spec, key_cache, value_cache, _alone(one), store))
+                one.show(part, lse, spec, key_cache, value_cache, store)
             if self.dense_rows is None:
                 return result
             out[self.dense_rows] = result
+        for prompt in self.prompts:
+            out[prompt.rows] = prompt.attend(query[prompt.rows], spec, key_cache, value_cache, store)
         for group in self.groups:
             layer = LayerView(spec, key_cache, value_cache, group.step, store)
             if group.rows is None:
@@ -87,22 +83,19 @@ class SelectionStep:
 
     def done(self) -> None:
         """The step has run through all layers."""
-        for one in self.observed:
+        for one in self._all_observed():
             one.state.observed = one.plan.host_kv_lens[0]
+        for prompt in self.prompts:
+            prompt.done()
         for group in self.groups:
             for member in group.step.stack.members:
                 member.steps += 1
 
-
-def _alone(one: Observed) -> GroupStep:
-    device = one.plan.device
-    nothing = torch.zeros(1, dtype=torch.float64, device=device)
-    stack = Stack((one.state,), one.state.rows, nothing, nothing.clone())
-    return GroupStep(one.plan, stack, torch.ones(1, dtype=torch.bool, device=device), nothing.long())
-
-
-def _observe(one: Observed, query: Tensor, lse: Tensor, layer: LayerView) -> None:
-    one.method.observe(query[one.rows], lse[one.rows], layer)
+    def _all_observed(self) -> Iterable[Observed]:
+        yield from self.observed
+        for prompt in self.prompts:
+            if prompt.observed is not None:
+                yield prompt.observed
 
 
 def is_selecting(chunk: Chunk) -> bool:
@@ -113,21 +106,22 @@ def is_selecting(chunk: Chunk) -> bool:
 def selection_step(
     batch: Batch, whole: AttentionPlan, stacks: Stacks, page_size: int, device: torch.device
 ) -> SelectionStep | None:
-    """Divide a batch into its dense part and decode groups; None: nothing selects or must be observed."""
+    """Divide a batch; None: it is dense, and nothing must be observed."""
     members: dict[DecodeMethod[Any], list[int]] = {}
+    prompts: list[int] = []
     dense: list[int] = []
-    watched = False
     for index, chunk in enumerate(batch.chunks):
         sequence = chunk.sequence
         if sequence.selection is None and sequence.decode is not None:
             sequence.selection = SelectionState()
         if is_selecting(chunk) and sequence.decode is not None:
             members.setdefault(sequence.decode, []).append(index)
+        elif is_selected(chunk):
+            prompts.append(index)
         else:
             dense.append(index)
-            watched |= _watched(chunk) is not None
     stacks.keep_only(members.keys())
-    if not members and not watched:
+    if not members and not prompts and not any(is_observed(batch.chunks[index]) for index in dense):
         return None
     starts = whole.host_starts
 
@@ -149,7 +143,11 @@ def selection_step(
     if dense:
         dense_plan = whole if dense_rows is None else _plan(batch, dense, page_size, device)
     return SelectionStep(
-        tuple(groups), dense_plan, dense_rows, tuple(_observed(batch, dense, page_size, device))
+        tuple(groups),
+        tuple(_prompts(batch, prompts, whole, page_size, device)),
+        dense_plan,
+        dense_rows,
+        tuple(_observed(batch, dense, page_size, device)),
     )
 
 
@@ -164,20 +162,25 @@ def _plan(batch: Batch, indices: Iterable[int], page_size: int, device: torch.de
     )
 
 
-def _watched(chunk: Chunk) -> tuple[int, int] | None:
-    """The chunk's positions, half open, that its method must see."""
-    start = max(chunk.start, chunk.sequence.observed_from)
-    stop = min(chunk.end, chunk.sequence.num_prompt)
-    return (start, stop) if start < stop else None
+def _prompts(
+    batch: Batch, prompts: list[int], whole: AttentionPlan, page_size: int, device: torch.device
+) -> Iterable[PromptChunk]:
+    for index in prompts:
+        chunk = batch.chunks[index]
+        sequence = chunk.sequence
+        if sequence.prefill is not None:
+            own = whole if len(batch.chunks) == 1 else _plan(batch, [index], page_size, device)
+            observed = observed_in(chunk, 0, page_size, device)
+            yield PromptChunk(
+                sequence.prefill, own, whole.rows(index), sequence.num_prompt, observed, sequence.prompt_reads
+            )
 
 
 def _observed(batch: Batch, dense: list[int], page_size: int, device: torch.device) -> Iterable[Observed]:
     offset = 0
     for index in dense:
         chunk = batch.chunks[index]
-        sequence, watched = chunk.sequence, _watched(chunk)
-        if watched is not None and sequence.decode is not None and sequence.selection is not None:
-            start, stop = (offset + position - chunk.start for position in watched)
-            view = plan([1], [watched[1]], [sequence.pages], page_size, device)
-            yield Observed(sequence.decode, sequence.selection, view, slice(start, stop))
+        observed = observed_in(chunk, offset, page_size, device)
+        if observed is not None:
+            yield observed
         offset += chunk.length

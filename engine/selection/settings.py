@@ -13,12 +13,21 @@ Positive = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class DecodeSettings(BaseModel):
-    """Settings of every decode method."""
+class ServersOwn:
+    """Marks a setting that shapes the computation, so that no request can make it absurd."""
+
+
+class MethodSettings(BaseModel):
+    """Settings of every method."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     method: str
+
+
+class DecodeSettings(MethodSettings):
+    """Settings of every decode method."""
+
     dense_below: Count = Field(4096, description="Contexts of up to so many tokens are read whole.")
     dense_layers: Count = Field(0, description="The first layers, which always read everything.")
     sink_size: Count = Field(64, description="First tokens, always read.")
@@ -43,12 +52,16 @@ class BudgetSettings(DecodeSettings):
         return value
 
 
-def of_requests(schema: type[DecodeSettings]) -> tuple[str, ...]:
+def of_requests(schema: type[MethodSettings]) -> tuple[str, ...]:
     """The settings that a request may choose: numbers, switches and words of a fixed list.
 
     Never free text, paths or lists: what names a file, or describes the model, is the server's to say.
     """
-    return tuple(name for name, field in schema.model_fields.items() if _is_plain(field.annotation))
+    return tuple(
+        name
+        for name, field in schema.model_fields.items()
+        if _is_plain(field.annotation) and ServersOwn not in field.metadata
+    )
 
 
 def _is_plain(annotation: Any) -> bool:

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from headway.engine.selection.choose import choose, limits_of
+from headway.engine.selection.choose import choose, strongest
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.layer_view import LayerView
 from headway.engine.selection.settings import BudgetSettings
-from headway.kernels.top_k import top_k
 
 
 def remember(scores: Tensor, layer: LayerView, settings: BudgetSettings, rows: Tensor) -> None:
@@ -48,10 +47,7 @@ def within_budget(layer: LayerView, settings: BudgetSettings) -> DecodeSelection
     strengths = torch.where(older, weights, -torch.inf)
     strengths.masked_fill_(older & (numbers <= settings.sink_size), torch.inf)
     strengths = torch.cat((strengths, torch.where(window >= 0, torch.inf, -torch.inf)), -1)
-    width, limits = limits_of(layer, settings, unit=1)
-    if limits is not None:
-        limits = limits.unsqueeze(1).expand(strengths.shape[:2])
-    picked = top_k(strengths, width, limits)
+    picked = strongest(strengths, layer, settings, unit=1)
     tokens = torch.cat((numbers - 1, window), -1).gather(-1, picked.clamp_min(0).long())
     indices = torch.where(picked >= 0, tokens, -1)
     return DecodeSelection(indices, 1, (picked >= 0).sum((1, 2)) // picked.shape[1])

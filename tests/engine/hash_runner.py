@@ -1,6 +1,7 @@
 """A model double whose logits depend on every token, position and page, so that any mix-up changes them."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,8 +10,9 @@ from headway.engine.batch import Batch
 from headway.engine.config import SchedulerConfig
 from headway.engine.core import Engine
 from headway.engine.messages import Failed, ModelInfo, Progress, RequestEvent, SamplingParams, Submit, Tokens
+from headway.engine.methods.prefill import streaming
 from headway.engine.pages import PageAllocator
-from headway.engine.prefix_cache import PrefixCache, root_digest
+from headway.engine.prefix_cache import PrefixCache, prefill_identity, root_digest
 from headway.engine.request import Sequence
 from headway.engine.sampler import Sampler
 
@@ -20,13 +22,41 @@ POISON = np.uint64(0xDEADBEEF)
 _TOKEN_WEIGHTS = np.random.default_rng(0).integers(0, 2**63, VOCAB, dtype=np.uint64)
 
 
+class Cells(streaming.Method):
+    """Chooses by the last queries of each chunk, as far as the scheduler can tell."""
+
+    row_local = False
+
+
+SELECTING: dict[str, dict[str, Any]] = {"dense_below": 4, "dense_tail": 3}
+PREFILL = {
+    "local": streaming.Method(streaming.Settings(tile=4, sink_size=0, **SELECTING)),
+    "wide": streaming.Method(streaming.Settings(tile=8, sink_size=0, **SELECTING)),
+    "cells": Cells(streaming.Settings(tile=8, sink_size=1, **SELECTING)),
+    "great cells": Cells(streaming.Settings(tile=32, sink_size=1, **SELECTING)),
+}
+"""What `make_submit(prefill=…)` chooses from; a granule is a tile, whole pages of 4."""
+
+
+class Choice:
+    """In the place of Recipes: each request names one of PREFILL, or none."""
+
+    def methods(self, submit: Submit) -> tuple[None, streaming.Method | None]:
+        return None, None if submit.prefill is None else PREFILL[submit.prefill["method"]]
+
+
 class PageMixup(BaseException):
     """Not an Exception: the engine would take it for a fault of one request and try again."""
 
 
+class GranuleCut(BaseException):
+    """No Exception either."""
+
+
 class HashRunner:
     """Keeps one number for each token in its page's slot, made from the token, its position, its tenant and
-    all numbers before it, which it reads back through the block table as attention does."""
+    all numbers before it, which it reads back through the block table as attention does; and of a prompt that
+    a method selects for, from all that the method may choose by."""
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.slots = np.full((num_pages, page_size), POISON)
@@ -36,6 +66,7 @@ class HashRunner:
     def run(self, batch: Batch) -> torch.Tensor:
         self.batches.append(batch)
         self._refuse_writes_to_shared_pages(batch)
+        _refuse_cut_granules(batch)
         rows = []
         for chunk in batch.chunks:
             sequence = chunk.sequence
@@ -68,7 +99,7 @@ class HashRunner:
 
 def alone(submit: Submit, max_tokens: int) -> list[int]:
     """The tokens that a request gets from the double without pages, batches or caches."""
-    sequence = Sequence(submit, list(submit.prompt), max_tokens, rope_length=0)
+    sequence = Sequence.from_submit(submit, _info(num_pages=10_000, page_size=4), *Choice().methods(submit))
     numbers: list[np.uint64] = []
     while sequence.num_generated < max_tokens:
         for position in range(len(numbers), len(sequence.tokens)):
@@ -84,7 +115,20 @@ def make_engine(
 ) -> tuple[Engine, HashRunner]:
     """An engine around the double; its context is what the pages hold."""
     runner = HashRunner(num_pages, page_size)
-    info = ModelInfo(
+    config = SchedulerConfig(**{"max_step_tokens": 16, "max_running": 8, **scheduler})
+    cache = PrefixCache(
+        PageAllocator(num_pages),
+        page_size,
+        lambda sequence: root_digest(sequence.submit.cache_salt.encode(), *prefill_identity(sequence)),
+        enabled=prefix_cache,
+    )
+    return Engine(
+        _info(num_pages, page_size), config, cache, runner, Sampler(VOCAB, (EOS,)), Choice()
+    ), runner
+
+
+def _info(num_pages: int, page_size: int) -> ModelInfo:
+    return ModelInfo(
         name="hash",
         max_context=num_pages * page_size,
         vocab_size=VOCAB,
@@ -95,19 +139,11 @@ def make_engine(
         page_size=page_size,
         plan="",
     )
-    config = SchedulerConfig(**{"max_step_tokens": 16, "max_running": 8, **scheduler})
-    cache = PrefixCache(
-        PageAllocator(num_pages),
-        page_size,
-        lambda sequence: root_digest(sequence.submit.cache_salt.encode()),
-        enabled=prefix_cache,
-    )
-    return Engine(info, config, cache, runner, Sampler(VOCAB, (EOS,))), runner
 
 
 def make_submit(
     request_id: str, prompt: list[int], max_tokens: int | None = 1, *, salt: str = "", priority: int = 0,
-    progress: bool = False, **sampling: object,
+    progress: bool = False, prefill: str | None = None, **sampling: object,
 ) -> Submit:  # fmt: skip
     """A greedy request that does not stop early."""
     params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "max_tokens": max_tokens, **sampling})
@@ -118,6 +154,7 @@ def make_submit(
         priority=priority,
         cache_salt=salt,
         progress=progress,
+        prefill=None if prefill is None else {"method": prefill},
     )
 
 
@@ -147,12 +184,39 @@ def first_event(events: list[RequestEvent], request_id: str) -> Tokens:
     return next(e for e in events if isinstance(e, Tokens) and e.request_id == request_id)
 
 
+def _refuse_cut_granules(batch: Batch) -> None:
+    for chunk in batch.chunks:
+        sequence = chunk.sequence
+        if sequence.prefill is None or chunk.start >= sequence.num_prompt:
+            continue
+        if chunk.start % sequence.granule:
+            raise GranuleCut("a chunk begins inside a granule")
+        if chunk.end != sequence.num_prompt and (
+            chunk.end % sequence.granule or chunk.end > sequence.num_prompt
+        ):
+            raise GranuleCut("a chunk ends inside a granule, or beyond the prompt")
+        if not sequence.prefill.row_local and chunk.length > sequence.granule:
+            raise GranuleCut("a chunk holds more than the one granule that it chooses by")
+
+
+def _chosen_by(sequence: Sequence, position: int) -> np.uint64:
+    """All that a prefill method may choose by: the granule's tokens, and whether the prompt's end is near."""
+    if sequence.prefill is None or position >= sequence.num_prompt:
+        return np.uint64(0)
+    settings, granule = sequence.prefill.settings, sequence.granule
+    end = min((position // granule + 1) * granule, sequence.num_prompt)
+    in_tail = (position // settings.tile + 1) * settings.tile > sequence.num_prompt - settings.dense_tail
+    choice = repr((settings, granule, in_tail, sequence.tokens[:end]))
+    return np.frombuffer(hashlib.blake2b(choice.encode(), digest_size=8).digest(), dtype=np.uint64)[0]
+
+
 def _number(sequence: Sequence, position: int, past: np.ndarray) -> np.uint64:
     salt = hashlib.blake2b(sequence.submit.cache_salt.encode(), digest_size=8).digest()
     weights = np.arange(1, len(past) + 1, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     total = (past * weights).sum(dtype=np.uint64)
     with np.errstate(over="ignore"):
         mixed = total ^ _TOKEN_WEIGHTS[sequence.tokens[position]] + np.uint64(position * 7919 + 1)
+        mixed ^= _chosen_by(sequence, position)
         mixed = (mixed ^ np.frombuffer(salt, dtype=np.uint64)[0]) * np.uint64(0x9E3779B97F4A7C15)
         return np.uint64(mixed ^ (mixed >> np.uint64(29)))
 

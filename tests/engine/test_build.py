@@ -11,7 +11,7 @@ from headway.engine.config import EngineConfig
 from headway.engine.config_section import parse
 from headway.engine.core import Engine
 from headway.engine.errors import ConfigError
-from headway.engine.messages import Tokens
+from headway.engine.messages import Submit, Tokens
 
 from .hash_runner import answers, finish, first_event, make_submit
 from .models.families import VOCAB, save
@@ -27,11 +27,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-def make(folder: Path, family: str, **model: object) -> Engine:
+def make(folder: Path, family: str, recipe: dict[str, object] | None = None, **model: object) -> Engine:
     sections = {
         "model": {"name": str(save(family, folder)), "threads": 1, **model},
         "cache": {"memory_gib": 0.01, "page_size": PAGE},
         "scheduler": {"max_step_tokens": 48, "max_running": 8},
+        "recipe": recipe or {},
     }
     return build(parse(EngineConfig, sections))
 
@@ -82,6 +83,34 @@ def test_lengths_with_different_frequencies_share_no_pages(folder: Path) -> None
         cached.append(first_event(finish(engine), name).cached_tokens)
     engine.close()
     assert cached == [0, 32, 0, 32]
+
+
+STREAMING = {"method": "streaming", "dense_below": 16, "dense_tail": 8, "sink_size": 4, "window_size": 16}
+
+
+def test_a_prefill_recipe_is_served_and_shared(folder: Path) -> None:
+    """Tiles of 8 tokens in pages of 16: whole granules are pages, of which eight end before the tail."""
+    engine = make(folder, "llama", recipe={"prefill": STREAMING | {"tile": 8}})
+    first, again = (
+        finish_one(engine, make_submit(name, PROMPT[:137], max_tokens=3)) for name in ("first", "again")
+    )
+    engine.close()
+    assert [event.token_ids for event in first] == [event.token_ids for event in again]
+    assert again[0].cached_tokens == 128
+    assert first[-1].prefill.tokens == 137
+    assert 0.2 < first[-1].prefill.density < 0.6
+    assert first[0].prefill is None
+
+
+def finish_one(engine: Engine, submit: Submit) -> list[Tokens]:
+    engine.submit(submit)
+    return finish(engine)
+
+
+def test_a_granule_that_no_step_holds_is_refused(folder: Path) -> None:
+    """Tiles of 24 tokens in pages of 16 are granules of 48: a step holds 48, but eight may be decodes."""
+    with pytest.raises(ConfigError, match=r"granules of 48.*scheduler\.max_step_tokens"):
+        make(folder, "llama", recipe={"prefill": STREAMING | {"tile": 24}})
 
 
 def test_a_model_stops_at_its_own_end_token(folder: Path) -> None:

@@ -10,7 +10,7 @@ from .hash_runner import EOS, VOCAB, alone, finish, make_engine, make_submit
 
 PAGE = 4
 PAGES = 12
-STEP_TOKENS = 10
+STEP_TOKENS = 12
 DOCUMENTS = [[(3 + 5 * i * (d + 1)) % VOCAB for i in range(28)] for d in range(2)]
 CUTS = [0, 1, PAGE - 1, PAGE, PAGE + 1, 5 * PAGE - 1, 5 * PAGE, 5 * PAGE + 1, 7 * PAGE]
 
@@ -28,6 +28,7 @@ def requests(draw: st.DrawFn) -> tuple[list[int], dict[str, object]]:
         "ignore_eos": draw(st.booleans()),
         "prompt_logprobs": draw(st.sampled_from([None, None, None, 1])),
         "progress": draw(st.booleans()),
+        "prefill": draw(st.sampled_from([None, None, "local", "wide", "cells"])),
     }
 
 

@@ -6,7 +6,7 @@ from headway.engine.pages import PageAllocator
 from headway.engine.prefix_cache import PrefixCache, root_digest
 from headway.engine.request import Sequence
 
-from .hash_runner import alone, answers, finish, first_event, make_engine, make_submit
+from .hash_runner import PREFILL, alone, answers, finish, first_event, make_engine, make_submit
 
 PAGE = 4
 DOCUMENT = [(7 * i + 3) % 32 for i in range(40)]
@@ -16,9 +16,16 @@ def make_cache(num_pages: int = 8) -> PrefixCache:
     return PrefixCache(PageAllocator(num_pages), PAGE, lambda s: root_digest(s.submit.cache_salt.encode()))
 
 
-def computed(cache: PrefixCache, prompt: list[int], salt: str = "", **sampling: object) -> Sequence:
+def make_sequence(prompt: list[int], prefill: str | None = None, **options: object) -> Sequence:
+    sequence = Sequence(make_submit("r", prompt, prefill=prefill, **options), list(prompt), 1, rope_length=0)
+    if prefill is not None:
+        sequence.prefill, sequence.granule = PREFILL[prefill], PREFILL[prefill].granule
+    return sequence
+
+
+def computed(cache: PrefixCache, prompt: list[int], **options: object) -> Sequence:
     """A sequence all of whose tokens are in its pages."""
-    sequence = Sequence(make_submit("r", prompt, salt=salt, **sampling), list(prompt), 1, rope_length=0)
+    sequence = make_sequence(prompt, **options)
     cache.extend_chain(sequence)
     cache.admit(sequence)
     sequence.computed = len(prompt)
@@ -50,6 +57,59 @@ def test_generated_tokens_are_found_again_in_the_next_turn() -> None:
     engine.submit(make_submit("next", DOCUMENT[:6] + answer + [5, 6]))
     # the last token was sampled but never computed: twelve of the thirteen fill three pages
     assert first_event(finish(engine), "next").cached_tokens == 12
+
+
+@pytest.mark.parametrize("prefill", ["local", "wide", "cells"])
+@pytest.mark.parametrize("length", [4, 5, 10, 11, 12, 27, 32, 35, 40])
+@pytest.mark.parametrize("longer", [0, 1, 9])
+def test_whole_granules_before_the_tail_are_found_again(prefill: str, length: int, longer: int) -> None:
+    engine, _ = make_engine()
+    engine.submit(make_submit("first", DOCUMENT[:length], prefill=prefill))
+    finish(engine)
+    again = make_submit("again", DOCUMENT[:length] + [1] * longer, max_tokens=5, prefill=prefill)
+    engine.submit(again)
+    events = finish(engine)
+    method = PREFILL[prefill]
+    shareable = length - method.settings.dense_tail
+    if length > 4:  # the others are dense
+        assert first_event(events, "again").cached_tokens == shareable // method.granule * method.granule
+    assert answers(events)["again"] == alone(again, 5)
+
+
+def test_dense_beginnings_are_shared_with_dense_prompts_only() -> None:
+    engine, _ = make_engine()
+    cached = []
+    for name, length, prefill in (("a", 4, "local"), ("b", 9, None), ("c", 9, "local"), ("d", 9, "wide")):
+        engine.submit(make_submit(name, DOCUMENT[:length], prefill=prefill))
+        cached.append(first_event(finish(engine), name).cached_tokens)
+    assert cached == [0, 4, 0, 0]
+
+
+@pytest.mark.parametrize("prefill", ["local", "wide"])
+def test_answers_to_selected_prompts_are_not_shared(prefill: str) -> None:
+    engine, _ = make_engine()
+    first = make_submit("first", DOCUMENT[:16], max_tokens=12, prefill=prefill)
+    engine.submit(first)
+    answer = answers(finish(engine))["first"]
+    again = make_submit("next", DOCUMENT[:16] + answer + [5, 6], max_tokens=3, prefill=prefill)
+    engine.submit(again)
+    events = finish(engine)
+    assert (
+        first_event(events, "next").cached_tokens == 13 // PREFILL[prefill].granule * PREFILL[prefill].granule
+    )
+    assert answers(events)["next"] == alone(again, 3)
+
+
+def test_of_a_granule_that_is_cached_in_part_nothing_is_shared() -> None:
+    cache = make_cache(num_pages=10)
+    granular = computed(cache, [1] * 30, prefill="wide")
+    pages = list(granular.pages)
+    cache.release(granular)
+    cache.check([])
+    assert _hits(cache, [1] * 30, prefill="wide") == 6
+    cache._give_up(pages[5])
+    assert _hits(cache, [1] * 30, prefill="wide") == 4
+    assert _hits(cache, [1] * 18, prefill="wide") == 2  # its own tail begins at 15
 
 
 def test_tenants_share_nothing() -> None:
@@ -93,8 +153,8 @@ def test_the_least_recently_used_document_goes_first_and_its_tail_before_its_hea
     assert hits == [[1, 2], [0, 2], [0, 1], [0, 0]]
 
 
-def _hits(cache: PrefixCache, prompt: list[int]) -> int:
-    sequence = Sequence(make_submit("r", prompt), list(prompt), 1, rope_length=0)
+def _hits(cache: PrefixCache, prompt: list[int], prefill: str | None = None) -> int:
+    sequence = make_sequence(prompt, prefill)
     cache.extend_chain(sequence)
     return cache.next_shareable(sequence)[0]
 

@@ -3,13 +3,15 @@
 import time
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from headway.engine.core import Engine
 from headway.engine.errors import ContextTooLong, QueueFull, RequestError
 from headway.engine.messages import Progress, Tokens
 from headway.engine.scheduler import SCORED_ROWS
 
-from .hash_runner import HashRunner, alone, answers, finish, make_engine, make_submit
+from .hash_runner import PREFILL, HashRunner, alone, answers, finish, make_engine, make_submit
 
 
 def prompt(length: int, start: int = 0) -> list[int]:
@@ -109,6 +111,73 @@ def test_equal_prompts_are_computed_once() -> None:
     prefilled = sum(chunk.length for batch in runner.batches for chunk in batch.chunks) - 16 * 2
     assert prefilled == 90 + 15 * 2
     assert answers(events) == {submit.request_id: alone(submit, 3) for submit in submits}
+
+
+def test_equal_prompts_in_granules_are_computed_once() -> None:
+    """But for what is no whole granule before the tail: the last 10 of 90 tokens."""
+    engine, runner = make_engine(128, 4, max_step_tokens=40, max_running=32)
+    submits = [make_submit(str(n), prompt(90), max_tokens=3, prefill="wide") for n in range(16)]
+    for submit in submits:
+        engine.submit(submit)
+    events = finish(engine)
+    prefilled = sum(chunk.length for batch in runner.batches for chunk in batch.chunks) - 16 * 2
+    assert prefilled == 90 + 15 * 10
+    assert answers(events) == {submit.request_id: alone(submit, 3) for submit in submits}
+
+
+@pytest.mark.parametrize(
+    ("prefill", "expected"),
+    [
+        pytest.param("local", [36, 36, 28], id="as many granules as fit"),
+        pytest.param("cells", [8] * 12 + [4], id="one granule"),
+        pytest.param("great cells", [32, 32, 32, 4], id="a granule above half of a step"),
+    ],
+)
+def test_chunks_are_whole_granules(prefill: str, expected: list[int]) -> None:
+    engine, runner = make_engine(64, max_step_tokens=39)
+    engine.submit(make_submit("prompt", prompt(100), prefill=prefill))
+    finish(engine)
+    assert [batch.num_tokens for batch in runner.batches] == expected
+
+
+def test_what_granules_leave_goes_to_other_prompts() -> None:
+    engine, runner = make_engine(128, max_step_tokens=40)
+    for start, prefill in enumerate(("great cells", "local", None)):
+        engine.submit(make_submit(str(prefill), prompt(100 + start, start), prefill=prefill))
+    engine.step()
+    assert lengths(runner) == {"great cells": 32, "local": 4, "None": 4}
+
+
+LONG, SHORT = st.integers(100, 250), st.integers(1, 60)
+KIND = st.sampled_from([None, *PREFILL])
+
+
+@settings(max_examples=40, deadline=None)
+@given(longs=st.lists(st.tuples(LONG, KIND), min_size=1, max_size=3), short=st.tuples(SHORT, KIND),
+       rate=st.sampled_from([0.0, 2048.0, 1e12]))  # fmt: skip
+@example(longs=[(250, "great cells")], short=(30, "great cells"), rate=1e12)
+def test_long_prompts_in_granules_do_not_shut_a_short_one_out(
+    longs: list[tuple[int, str | None]], short: tuple[int, str | None], rate: float
+) -> None:
+    """A step holds one of the greatest granules, and four tokens more."""
+    engine, _ = make_engine(600, max_step_tokens=36, max_running=4, ageing_tokens_per_second=rate)
+    for start, (length, kind) in enumerate(longs):
+        engine.submit(make_submit(f"long{start}", prompt(length, start), prefill=kind))
+        engine.step()
+    length, kind = short
+    engine.submit(make_submit("short", prompt(length, 5), prefill=kind))
+    own = 4 if kind is None else PREFILL[kind].granule
+    assert steps_until(engine, "short") <= 2 * -(-length // own) + 1
+
+
+def test_a_stream_of_short_prompts_does_not_starve_a_long_one_in_granules() -> None:
+    engine, _ = make_engine(128, max_step_tokens=40, max_partial_prefills=2, ageing_tokens_per_second=1e6)
+    engine.submit(make_submit("long", prompt(300), prefill="great cells"))
+    for step in range(60):
+        engine.submit(make_submit(f"short{step}", prompt(30, 1 + step % 30), prefill="local"))
+        if any(isinstance(e, Tokens) and e.request_id == "long" for e in engine.step()):
+            return
+    raise AssertionError("the long prompt was starved")
 
 
 def test_a_follower_lends_its_priority_to_the_one_that_computes_its_pages() -> None:

@@ -9,8 +9,9 @@ from headway.engine.errors import ConfigError
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.layer_view import LayerView
-from headway.engine.selection.settings import DecodeSettings
-from headway.engine.sidecars import Sidecar
+from headway.engine.selection.settings import BudgetSettings, DecodeSettings, Positive
+from headway.engine.sidecars import Kind, Sidecar
+from headway.kernels.unit_scores import Reduction, unit_scores
 
 Settings = TypeVar("Settings", bound=DecodeSettings)
 
@@ -62,11 +63,40 @@ class DecodeMethod(Generic[Settings]):
         """
 
 
-def check_unit(unit: int, page_size: int) -> None:
-    """Refuse a unit that is no part of a page.
+class RunSettings(BudgetSettings):
+    """Settings of a method that ranks runs of tokens."""
 
-    Raises:
-        ConfigError: names what is allowed.
+    unit: Positive
+
+
+Runs = TypeVar("Runs", bound=RunSettings)
+
+
+class RunMethod(DecodeMethod[Runs]):
+    """Ranks runs of `unit` tokens by one row of a sidecar each.
+
+    Attributes:
+        kind: what a row holds.
     """
-    if page_size % min(unit, page_size):
-        raise ConfigError(f"unit: must divide cache.page_size = {page_size}, not {unit}")
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, settings: Runs) -> None:
+        super().__init__(settings)
+        self._runs = Sidecar(self.kind, unit=settings.unit)
+
+    def sidecars(self) -> frozenset[Sidecar]:
+        """A row for each run."""
+        return frozenset({self._runs})
+
+    def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:  # noqa: ARG002
+        """The unit must divide a page."""
+        unit = self.settings.unit
+        if page_size % min(unit, page_size):
+            raise ConfigError(f"unit: must divide cache.page_size = {page_size}, not {unit}")
+
+    def scores(self, query: Tensor, layer: LayerView, reduce: Reduction = "max") -> tuple[Tensor, int]:
+        """The runs' scores fp32 [B, Hs, N] for queries [B, Hq, numbers], and the tokens of a run."""
+        table = layer.sidecars[self._runs]
+        scores = unit_scores(query, table, layer.plan, scale=layer.spec.scale, reduce=reduce)
+        return scores, layer.page_size // table.shape[1]

@@ -20,11 +20,10 @@ from torch.nn.functional import pad
 
 from headway.engine.methods.decode.base import DecodeMethod
 from headway.engine.selection.attention_mass import attention_mass
-from headway.engine.selection.choose import limits_of
+from headway.engine.selection.choose import strongest
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.layer_view import LayerView
 from headway.engine.selection.settings import BudgetSettings
-from headway.kernels.top_k import top_k
 
 
 class Settings(BudgetSettings):
@@ -80,10 +79,7 @@ class Method(DecodeMethod[Settings]):
         settings, lens = self.settings, layer.step.kv_lens.view(-1, 1, 1)
         forced = (numbers <= settings.sink_size) | (numbers > lens - settings.window_size)
         strengths = weights.masked_fill(forced, torch.inf).masked_fill(numbers == 0, -torch.inf)
-        width, limits = limits_of(layer, settings, unit=1)
-        if limits is not None:
-            limits = limits.unsqueeze(1).expand(strengths.shape[:2])
-        picked = top_k(strengths, width, limits)
+        picked = strongest(strengths, layer, settings, unit=1)
         at = picked.clamp_min(0).long()
         return (
             torch.where(picked >= 0, numbers.gather(-1, at), 0),

@@ -11,24 +11,21 @@ gave, runs of 8, 16, 32 and 64 with a shortlist of 4,096 tokens kept 37, 31, 20 
 scores, reading all 4,096 tokens of the shortlist, runs of 8 kept 37 and runs of 16 kept 32.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from headway.engine.layer_spec import LayerSpec
-from headway.engine.methods.decode.base import DecodeMethod, check_unit
+from headway.engine.methods.decode.base import RunMethod, RunSettings
 from headway.engine.selection import refresh, token_list
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.layer_view import LayerView
-from headway.engine.selection.settings import BudgetSettings, Positive
+from headway.engine.selection.settings import Positive
 from headway.engine.selection.shortlist import shortlisted
-from headway.engine.sidecars import Sidecar
-from headway.kernels.unit_scores import bound_query, unit_scores
+from headway.kernels.unit_scores import bound_query
 
 
-class Settings(BudgetSettings):
+class Settings(RunSettings):
     """A longer shortlist finds more, a higher similarity renews lists more often."""
 
     method: Literal["headway"] = "headway"
@@ -40,20 +37,10 @@ class Settings(BudgetSettings):
     )
 
 
-class Method(DecodeMethod[Settings]):
+class Method(RunMethod[Settings]):
     """Tokens, one list per KV head."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._bounds = Sidecar("bounds", unit=settings.unit)
-
-    def sidecars(self) -> frozenset[Sidecar]:
-        """Channel-wise bounds."""
-        return frozenset({self._bounds})
-
-    def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:  # noqa: ARG002
-        """The unit must divide a page."""
-        check_unit(self.settings.unit, page_size)
+    kind = "bounds"
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """A new list where the query has turned, the old one with what is newer elsewhere."""
@@ -72,7 +59,5 @@ class Method(DecodeMethod[Settings]):
         return token_list.within_budget(layer, self.settings)
 
     def _ranked(self, query: Tensor, layer: LayerView) -> tuple[DecodeSelection, Tensor]:
-        table, scale = layer.sidecars[self._bounds], layer.spec.scale
-        bounds = unit_scores(bound_query(query), table, layer.plan, scale=scale, reduce="max")
-        unit = layer.page_size // table.shape[1]
+        bounds, unit = self.scores(bound_query(query), layer)
         return shortlisted(query, bounds, layer, self.settings, unit, self.settings.shortlist)

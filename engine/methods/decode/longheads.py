@@ -7,46 +7,31 @@ code is for MHA only. The paper's chunks hold 256 tokens and 4,096 tokens are re
 and selects during prefill too, where here tokens keep their positions and the prompt is read whole.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from headway.engine.layer_spec import LayerSpec
-from headway.engine.methods.decode.base import DecodeMethod, check_unit
+from headway.engine.methods.decode.base import RunMethod, RunSettings
 from headway.engine.selection.choose import choose
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.layer_view import LayerView
-from headway.engine.selection.settings import BudgetSettings, Positive
-from headway.engine.sidecars import Sidecar
-from headway.kernels.unit_scores import unit_scores
+from headway.engine.selection.settings import Positive
 
 
-class Settings(BudgetSettings):
+class Settings(RunSettings):
     """Larger budgets read more runs."""
 
     method: Literal["longheads"] = "longheads"
     unit: Positive = Field(64, description="Tokens that one vector stands for; at most a page.")
 
 
-class Method(DecodeMethod[Settings]):
+class Method(RunMethod[Settings]):
     """Top units of each KV head, every step."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._chunk_key = Sidecar("chunk_key", unit=settings.unit)
-
-    def sidecars(self) -> frozenset[Sidecar]:
-        """Chunk keys."""
-        return frozenset({self._chunk_key})
-
-    def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:  # noqa: ARG002
-        """The unit must divide a page."""
-        check_unit(self.settings.unit, page_size)
+    kind = "chunk_key"
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """Units, one list per KV head."""
-        table = layer.sidecars[self._chunk_key]
-        scores = unit_scores(query, table, layer.plan, scale=layer.spec.scale, reduce="max")
-        return choose(scores, layer, self.settings, layer.page_size // table.shape[1])
+        scores, unit = self.scores(query, layer)
+        return choose(scores, layer, self.settings, unit)

@@ -6,23 +6,20 @@ scores are read, the one that holds the query always. MoBA gates every query hea
 and, unless told otherwise, with one list for the heads of a group.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from headway.engine.layer_spec import LayerSpec
-from headway.engine.methods.decode.base import DecodeMethod, check_unit
+from headway.engine.methods.decode.base import RunMethod, RunSettings
 from headway.engine.selection.choose import choose
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.layer_view import LayerView
-from headway.engine.selection.settings import BudgetSettings, Positive
-from headway.engine.sidecars import Sidecar
-from headway.kernels.unit_scores import Reduction, unit_scores
+from headway.engine.selection.settings import Positive
+from headway.kernels.unit_scores import Reduction
 
 
-class Settings(BudgetSettings):
+class Settings(RunSettings):
     """Larger budgets read more runs."""
 
     method: Literal["moba"] = "moba"
@@ -33,23 +30,12 @@ class Settings(BudgetSettings):
     )
 
 
-class Method(DecodeMethod[Settings]):
+class Method(RunMethod[Settings]):
     """Top units, every step."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._mean = Sidecar("mean", unit=settings.unit)
-
-    def sidecars(self) -> frozenset[Sidecar]:
-        """Mean keys."""
-        return frozenset({self._mean})
-
-    def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:  # noqa: ARG002
-        """The unit must divide a page."""
-        check_unit(self.settings.unit, page_size)
+    kind = "mean"
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """Units, one list per KV head or query head."""
-        table, spec = layer.sidecars[self._mean], layer.spec
-        scores = unit_scores(query, table, layer.plan, scale=spec.scale, reduce=self.settings.reduce)
-        return choose(scores, layer, self.settings, layer.page_size // table.shape[1])
+        scores, unit = self.scores(query, layer, self.settings.reduce)
+        return choose(scores, layer, self.settings, unit)

@@ -6,23 +6,20 @@ Under grouped queries the bound of a KV head is the maximum over its query heads
 for MHA only.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from headway.engine.layer_spec import LayerSpec
-from headway.engine.methods.decode.base import DecodeMethod, check_unit
+from headway.engine.methods.decode.base import RunMethod, RunSettings
 from headway.engine.selection.choose import choose
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.layer_view import LayerView
-from headway.engine.selection.settings import BudgetSettings, Count, Positive
-from headway.engine.sidecars import Sidecar
-from headway.kernels.unit_scores import bound_query, unit_scores
+from headway.engine.selection.settings import Count, Positive
+from headway.kernels.unit_scores import bound_query
 
 
-class Settings(BudgetSettings):
+class Settings(RunSettings):
     """Larger budgets read more pages."""
 
     method: Literal["quest"] = "quest"
@@ -30,23 +27,12 @@ class Settings(BudgetSettings):
     dense_layers: Count = Field(2, description="The first layers, which always read everything.")
 
 
-class Method(DecodeMethod[Settings]):
+class Method(RunMethod[Settings]):
     """Top units of each KV head, every step."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._bounds = Sidecar("bounds", unit=settings.unit)
-
-    def sidecars(self) -> frozenset[Sidecar]:
-        """Channel-wise bounds."""
-        return frozenset({self._bounds})
-
-    def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:  # noqa: ARG002
-        """The unit must divide a page."""
-        check_unit(self.settings.unit, page_size)
+    kind = "bounds"
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """Units, one list per KV head."""
-        table = layer.sidecars[self._bounds]
-        scores = unit_scores(bound_query(query), table, layer.plan, scale=layer.spec.scale, reduce="max")
-        return choose(scores, layer, self.settings, layer.page_size // table.shape[1])
+        scores, unit = self.scores(bound_query(query), layer)
+        return choose(scores, layer, self.settings, unit)

@@ -55,5 +55,9 @@ class PrefillMethod(Generic[Settings]):
         raise NotImplementedError
 
     def attend(self, query: Tensor, chunk: ChunkView) -> tuple[Tensor, Tensor]:
-        """Attention of the chunk: out [T, Hq, Dv] and lse fp32 [T, Hq]."""
+        """Attention of the chunk: out [T, Hq, Dv] and lse fp32 [T, Hq].
+
+        A method that attends in its own way tells `chunk.count` what it reads; `pairs` counts that for the
+        arguments of a `tile_attention`.
+        """
         return attend_selection(query, chunk, self.select(query, chunk), self.settings)

@@ -7,19 +7,21 @@ between sinks and window.
 
 from typing import Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from headway.engine.methods.prefill.base import PrefillMethod
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.prefill_selection import PrefillSelection
 from headway.engine.selection.prefill_settings import PrefillSettings
+from headway.engine.selection.settings import Count
 
 
 class Settings(PrefillSettings):
     """The window is `window_size` tokens before each tile of queries."""
 
     method: Literal["streaming"] = "streaming"
-    window_size: int = 1024
+    window_size: Count = Field(1024, description="Tokens before a tile of queries, always read.")
 
 
 class Method(PrefillMethod[Settings]):

@@ -1,15 +1,13 @@
 """Runs sequences with decode methods over tiny models: batch by batch, or through a whole engine."""
 
-import random
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from headway.engine.batch import Batch, Chunk
 from headway.engine.build import prefix_cache
 from headway.engine.cache import KVCache
 from headway.engine.config import EngineConfig
@@ -18,11 +16,11 @@ from headway.engine.core import Engine
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.loaded import LoadedModel
 from headway.engine.low_rank import provide_bases
-from headway.engine.messages import ModelInfo, SamplingParams, Submit
+from headway.engine.messages import ModelInfo
 from headway.engine.methods import decode
 from headway.engine.methods.decode import AnyMethod
-from headway.engine.recipe import Recipes, parse_decode
-from headway.engine.request import Sequence
+from headway.engine.methods.kind import DECODE
+from headway.engine.recipes import Recipes
 from headway.engine.runner import ModelRunner
 from headway.engine.sampler import Sampler
 from headway.engine.selection.decode_selection import DecodeSelection
@@ -30,6 +28,7 @@ from headway.engine.selection.layer_view import GroupStep, LayerView
 from headway.engine.selection.state import SelectionState, Stack
 from headway.engine.sidecars import Sidecar, SidecarStore
 from headway.kernels.paged_attention import plan
+from tests.engine.models.driver import Trace, pages_needed, run, sequence
 from tests.engine.models.families import VOCAB
 
 PAGE_SIZE = 8
@@ -55,7 +54,7 @@ def settings_of(name: str, **wanted: Any) -> dict[str, Any]:
 
 def make(name: str, loaded: LoadedModel, **wanted: Any) -> AnyMethod:
     """A method with `settings_of`, checked against the model."""
-    method = decode.load(name)[1](parse_decode(settings_of(name, **wanted)))
+    method = decode.load(name)[1](DECODE.parse(settings_of(name, **wanted)))
     method.check(loaded.specs, PAGE_SIZE)
     return method
 
@@ -67,21 +66,6 @@ class Job:
     prompt: list[int]
     method: AnyMethod | None = None
     answer: list[int] | None = None
-
-
-@dataclass
-class Trace:
-    """Greedy tokens of one job and the logits [vocab] of each."""
-
-    tokens: list[int] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
-
-
-def sequence(job: Job, max_tokens: int) -> Sequence:
-    """A sequence as admission would make it, without pages."""
-    submit = Submit(request_id="test", prompt=job.prompt, sampling=SamplingParams(max_tokens=max_tokens))
-    length = len(job.prompt) + max_tokens
-    return Sequence(submit, list(job.prompt), max_tokens, rope_length=length, decode=job.method)
 
 
 def poisoned_cache(loaded: LoadedModel, num_pages: int, sidecars: Iterable[Sidecar]) -> KVCache:
@@ -100,42 +84,11 @@ def drive(
     loaded: LoadedModel, jobs: Many[Job], max_tokens: int, *, seed: int = 0, largest_chunk: int = 512
 ) -> list[Trace]:
     """Greedy decoding of all jobs side by side: random arrivals, chunk sizes and page numbers."""
-    choose = random.Random(seed)
-    sequences = [sequence(job, max_tokens) for job in jobs]
-    needed = [-(-item.rope_length // PAGE_SIZE) for item in sequences]
-    numbers = list(range(sum(needed)))
-    choose.shuffle(numbers)
-    for item, count in zip(sequences, needed, strict=True):
-        item.pages = [numbers.pop() for _ in range(count)]
-    arrivals = [choose.randrange(4) if index else 0 for index in range(len(jobs))]
-    traces = [Trace() for _ in jobs]
+    sequences = [sequence(job.prompt, max_tokens, decode=job.method) for job in jobs]
     sidecars = {sidecar for job in jobs if job.method is not None for sidecar in job.method.sidecars()}
-    runner = ModelRunner(loaded, poisoned_cache(loaded, sum(needed), sidecars))
-    try:
-        step = 0
-        while any(len(trace.tokens) < max_tokens for trace in traces):
-            members, chunks = [], []
-            for index, item in enumerate(sequences):
-                if arrivals[index] <= step and len(traces[index].tokens) < max_tokens:
-                    together = max(1, item.exact - item.computed)
-                    length = min(item.remaining, together, choose.randint(1, largest_chunk))
-                    members.append(index)
-                    chunks.append(Chunk(item, item.computed, length, samples=length == item.remaining))
-            step += 1
-            logits = iter(runner.run(Batch(tuple(chunks))))
-            for index, chunk in zip(members, chunks, strict=True):
-                chunk.sequence.computed = chunk.end
-                if chunk.samples:
-                    row, answer, trace = next(logits), jobs[index].answer, traces[index]
-                    own = int(row.argmax())
-                    chunk.sequence.tokens.append(own if answer is None else answer[len(trace.tokens)])
-                    trace.logits.append(row)
-                    trace.tokens.append(own)
-        for item in sequences:
-            runner.release(item)
-    finally:
-        runner.close()
-    return traces
+    cache = poisoned_cache(loaded, pages_needed(sequences, PAGE_SIZE), sidecars)
+    answers = [job.answer for job in jobs]
+    return run(loaded, cache, sequences, seed=seed, largest_chunk=largest_chunk, answers=answers)
 
 
 def assert_same(trace: Trace, expected: Trace, tolerance: float = 1e-4) -> None:

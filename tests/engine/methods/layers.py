@@ -71,11 +71,7 @@ class Layers:
                 continue
             table = self.tables[index]
             slots = [table[i // PAGE_SIZE] * PAGE_SIZE + i % PAGE_SIZE for i in range(start, start + count)]
-            touched = range(start // PAGE_SIZE, -(-(start + count) // PAGE_SIZE))
-            written = WrittenPages(
-                torch.tensor([table[page] for page in touched]),
-                torch.tensor([min(start + count - page * PAGE_SIZE, PAGE_SIZE) for page in touched]),
-            )
+            written = WrittenPages.of([(table, start, start + count)], PAGE_SIZE, torch.device("cpu"))
             for layer_idx, rows in enumerate(new):
                 key_cache, value_cache = self.cache.pages(layer_idx)
                 store_kv(rows, rows, key_cache, value_cache, torch.tensor(slots))

@@ -7,7 +7,8 @@ import torch
 
 from headway.engine.errors import ConfigError, RequestError
 from headway.engine.methods.decode.hylra import Method, Settings
-from headway.engine.recipe import RecipeConfig, Recipes
+from headway.engine.offers import Offers
+from headway.engine.recipe import RecipeConfig
 
 from .driver import PAGE_SIZE, Job, assert_same, drive, make, prompt
 from .layers import DIM, GROUP, HEADS, KV_HEADS, Layers, always, best, randn, spec, units
@@ -121,7 +122,7 @@ def test_both_kinds_of_policy_are_refused():
         method(full_layers=[0], policy="policy.json")
 
 
-def test_a_request_cannot_name_a_file(gqa):
-    recipes = Recipes(RecipeConfig(decode={"method": "hylra"}), gqa.specs, PAGE_SIZE)
+def test_a_request_cannot_name_a_file():
+    offers = Offers(RecipeConfig(decode={"method": "hylra"}))
     with pytest.raises(RequestError, match="policy"):
-        recipes.method({"policy": "/etc/passwd"})
+        offers.settings({"policy": "/etc/passwd"}, None)

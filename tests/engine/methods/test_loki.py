@@ -11,7 +11,8 @@ from headway.engine.config_section import parse
 from headway.engine.errors import ConfigError, RequestError
 from headway.engine.low_rank import provide_bases
 from headway.engine.methods.decode.loki import Method, Settings
-from headway.engine.recipe import RecipeConfig, Recipes
+from headway.engine.offers import Offers
+from headway.engine.recipe import RecipeConfig
 from tests.engine.hash_runner import answers, finish, make_submit
 from tests.engine.models.families import save
 
@@ -162,13 +163,13 @@ def test_a_rank_beyond_the_key_is_refused(gqa):
         make("loki", gqa, rank=17)
 
 
-def test_a_request_can_neither_change_the_rank_nor_name_a_file(gqa):
-    recipes = Recipes(RecipeConfig(decode={"method": "loki", "rank": 4}), gqa.specs, PAGE_SIZE)
-    assert recipes.method({"rank": 4, "budget": 512}) is not None
+def test_a_request_can_neither_change_the_rank_nor_name_a_file():
+    offers = Offers(RecipeConfig(decode={"method": "loki", "rank": 4}))
+    assert offers.settings({"rank": 4, "budget": 512}, None)[0].budget == 512
     with pytest.raises(RequestError, match="low_rank"):
-        recipes.method({"rank": 8})
+        offers.settings({"rank": 8}, None)
     with pytest.raises(RequestError, match="basis"):
-        recipes.method({"basis": "/etc/passwd"})
+        offers.settings({"basis": "/etc/passwd"}, None)
 
 
 def test_a_built_engine_has_its_basis(tmp_path):

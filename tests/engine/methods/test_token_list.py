@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.engine.recipe import parse_decode
+from headway.engine.methods.kind import DECODE
 from headway.engine.selection import token_list
 
 from .driver import lone_layer
@@ -29,7 +29,7 @@ def at_length(length: int, made: dict[str, torch.Tensor]):
 )
 def test_the_weakest_give_way_to_the_window(length, budget, newer, seed, levels):
     told = {"method": "recycled", "sink_size": SINKS, "window_size": WINDOW, "budget": budget}
-    wanted = parse_decode(told)
+    wanted = DECODE.parse(told)
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(levels, (1, 2, length), generator=generator).float()
     layer = lone_layer([length])
@@ -59,7 +59,7 @@ def test_the_weakest_give_way_to_the_window(length, budget, newer, seed, levels)
 @given(length=st.integers(1, 60), newer=st.integers(0, 90), spare=st.integers(0, 5), seed=st.integers(0, 99))
 def test_all_newer_tokens_join(length, newer, spare, seed):
     told = {"method": "snapkv", "sink_size": SINKS, "window_size": WINDOW, "budget": 20, "observation": 2}
-    wanted = parse_decode(told)
+    wanted = DECODE.parse(told)
     scores = torch.randn(1, 2, length, generator=torch.Generator().manual_seed(seed))
     layer = lone_layer([length])
     token_list.remember(scores, layer, wanted, layer.step.fresh)
