@@ -104,7 +104,7 @@ class Answer:
         return None
 
     def _usage(self) -> Usage:
-        return Usage([len(prompt) for prompt in self.job.prompts], self.job.n, self.job.decode.method)
+        return Usage([len(prompt) for prompt in self.job.prompts], self.job.n, self.job.wishes)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.job.id, "object": kind, "created": self.job.created, "model": self.service.model}

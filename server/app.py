@@ -24,7 +24,7 @@ def create_app(settings: Settings, engine: EngineClient, tokenizer: Tokenizer) -
     for router in (chat.router, completions.router, routes.router):
         app.include_router(router)
     errors.install(app)
-    openapi.install(app, options_schema(service.offer))
+    openapi.install(app, options_schema(service.offers))
     # The last one added is the outermost.
     app.add_middleware(CountWork, drain=service.drain)
     app.add_middleware(LimitBody, max_bytes=settings.server.max_body_bytes)

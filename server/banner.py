@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -10,7 +11,8 @@ from rich.text import Text
 
 import headway
 from headway.engine.messages import ModelInfo
-from headway.engine.recipe import Offer
+from headway.engine.offer import Offer
+from headway.engine.offers import Offers
 from headway.server.settings import ServerConfig
 
 NEEDLE_CAN = (
@@ -29,7 +31,7 @@ def show(
     console: Console,
     info: ModelInfo,
     model: str,
-    offer: Offer,
+    offers: Offers,
     config: ServerConfig,
     port: int,
     embedded: bool,
@@ -41,7 +43,8 @@ def show(
     facts.add_column()
     facts.add_row("model", Text(f"{model} ({info.dtype} on {info.device})"))
     facts.add_row("plan", Text(info.plan))
-    facts.add_row("recipe", Text(_recipe(offer)))
+    facts.add_row("prefill", Text(_recipe(offers.prefill)))
+    facts.add_row("decode", Text(_recipe(offers.decode)))
     facts.add_row("API", Text(f"{url}/v1   reference: {url}/docs   metrics: {url}/metrics"))
     facts.add_row("API keys", _access(config))
     if embedded:
@@ -59,7 +62,7 @@ def _host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _recipe(offer: Offer) -> str:
+def _recipe(offer: Offer[Any, Any]) -> str:
     settings = offer.default
     said = ", ".join(
         f"{name} {getattr(settings, name)}" for name in sorted(settings.model_fields_set - {"method"})

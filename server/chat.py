@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request, Response
 from headway.engine.errors import RequestError
 from headway.server.answers import Answer
 from headway.server.choices import ChatChoice
-from headway.server.headway_options import decoding
+from headway.server.headway_options import wishes
 from headway.server.job import Job
 from headway.server.json_body import JsonRoute
 from headway.server.openapi import generation_responses
@@ -32,14 +32,14 @@ async def chat_completions(body: ChatRequest, request: Request, service: Service
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     text = text_options(body, limits)
-    decode = decoding(body.headway, service.offer)
+    wished = wishes(body.headway, service.offers)
     prompt = await service.tokenizer.chat_async(
         [message.model_dump() for message in body.messages],
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=_continues(body, service.settings.server),
         variables=body.chat_template_kwargs,
     )
-    job = Job.build("chatcmpl", body, [prompt], sampling, text, decode)
+    job = Job.build("chatcmpl", body, [prompt], sampling, text, wished)
     choices = [ChatChoice(index, service.tokenizer, bool(body.logprobs)) for index in range(job.n)]
     answer = Answer(service, job, "chat.completion", "chat.completion.chunk", choices)
     return await answer.respond(request, body)

@@ -165,11 +165,11 @@ def recipes(
         typer.Argument(metavar="METHOD", help="Show this one in full; default: all.", show_default=False),
     ] = None,
 ) -> None:
-    """List the decode methods: what each reads, its settings, what it needs, and what it rules out.
+    """List the methods: what each reads, its settings, what it keeps, shares and rules out.
 
-    A method decides which part of the KV cache every generated token reads. Which one serves is said in the
-    file of [bold]headway serve --config FILE[/bold], under [bold]recipe[/bold]; requests may choose among
-    those that the file offers.
+    A decode method decides which part of the KV cache every generated token reads, a prefill method what the
+    tokens of a prompt read. Which ones serve is said in the file of [bold]headway serve --config FILE[/bold],
+    under [bold]recipe[/bold]; requests may choose among those that the file offers.
 
     [bold]Examples[/bold]
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from headway.engine.errors import RequestError
 from headway.server.answers import Answer
 from headway.server.choices import CompletionChoice
-from headway.server.headway_options import decoding
+from headway.server.headway_options import wishes
 from headway.server.job import Job
 from headway.server.json_body import JsonRoute
 from headway.server.openapi import generation_responses
@@ -44,9 +44,9 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
         prompt_logprobs=body.logprobs if body.echo else None,
     )
     text = text_options(body, limits)
-    decode = decoding(body.headway, service.offer)
+    wished = wishes(body.headway, service.offers)
     prompts = [await _tokens(service, prompt, body.add_special_tokens is not False) for prompt in body.prompt]
-    job = Job.build("cmpl", body, prompts, sampling, text, decode)
+    job = Job.build("cmpl", body, prompts, sampling, text, wished)
     echoes = [await _text(service, prompt) if body.echo else "" for prompt in body.prompt]
     choices = [
         CompletionChoice(

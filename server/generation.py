@@ -7,7 +7,7 @@ from typing import Literal
 
 from headway.engine.client import EngineClient
 from headway.engine.errors import RequestFailed
-from headway.engine.messages import Logprob, Progress, SelectionUsage, Submit, Tokens
+from headway.engine.messages import Logprob, PrefillUsage, Progress, SelectionUsage, Submit, Tokens
 from headway.server.answer_text import AnswerText
 from headway.server.metrics import Metrics, RequestTimer
 from headway.server.sampling import TextOptions
@@ -36,7 +36,8 @@ class Piece:
     Attributes:
         offset: characters of the answer before this token.
         finish_reason: set on the last piece.
-        selection: what decode selection did for the whole answer; on a last piece that the engine ended.
+        selection, prefill: what selecting did for the whole answer and for its prompt; on a last piece that
+            the engine ended.
     """
 
     token: int
@@ -45,6 +46,7 @@ class Piece:
     logprob: Logprob | None
     finish_reason: Reason | None
     selection: SelectionUsage | None = None
+    prefill: PrefillUsage | None = None
 
 
 GenerationEvent = Progress | Started | Piece
@@ -75,6 +77,8 @@ async def generate(
                     yield Started(event.cached_tokens, event.prompt_logprobs)
                 if event.selection is not None:
                     metrics.selected(event.selection)
+                if event.prefill is not None:
+                    metrics.prefilled(event.prefill)
                 for index, token in enumerate(event.token_ids):
                     timer.token()
                     last = index == len(event.token_ids) - 1
@@ -86,7 +90,8 @@ async def generate(
                         reason = "stop"
                     timer.reason = reason
                     logprob = event.logprobs[index] if event.logprobs else None
-                    yield Piece(token, new, offset, logprob, reason, event.selection if last else None)
+                    selected = (event.selection, event.prefill) if last else (None, None)
+                    yield Piece(token, new, offset, logprob, reason, *selected)
                     if reason:
                         return
     raise RequestFailed("the engine ended this request without a reason")

@@ -1,4 +1,4 @@
-"""What a request may say under `headway`: which decode method serves it, as far as the server offers it."""
+"""What a request may say under `headway`: which methods serve it, as far as the server offers them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from typing import Any
 
 from headway.engine.config_section import nearest
 from headway.engine.errors import RequestError
-from headway.engine.recipe import FIELD, Offer
-from headway.engine.selection.settings import DecodeSettings, of_requests
+from headway.engine.messages import Choice
+from headway.engine.offer import BUDGETS, Offer
+from headway.engine.offers import Offers
+from headway.engine.selection.settings import MethodSettings, of_requests
 
-Choice = dict[str, str | int | float | bool | None]
-
-KEYS = ("decode",)
+KEYS = ("decode", "prefill")
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
-    """How a request's tokens are decoded.
+class Wish:
+    """What a request says of one kind of method.
 
     Attributes:
         choice: what the engine is told; None: nothing, its own recipe serves.
@@ -27,7 +27,15 @@ class Decoding:
     method: str | None
 
 
-def decoding(options: Mapping[str, Any] | None, offer: Offer) -> Decoding:
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a request's tokens are decoded, and its prompt is read."""
+
+    decode: Wish
+    prefill: Wish
+
+
+def wishes(options: Mapping[str, Any] | None, offers: Offers) -> Wishes:
     """Check what a request says under `headway`.
 
     Raises:
@@ -37,42 +45,56 @@ def decoding(options: Mapping[str, Any] | None, offer: Offer) -> Decoding:
         if key not in KEYS:
             field = f"headway.{key[:80]}"
             raise RequestError(f"{field}: unknown key; did you mean {nearest(key[:80], KEYS)}", field)
-    given = (options or {}).get("decode")
-    if given is None:
-        return Decoding(None, None if offer.default.method == "dense" else offer.default.method)
-    if not isinstance(given, Mapping):
-        raise RequestError(f"{FIELD}: must be an object with a method and its settings", FIELD)
-    chosen = {key: value for key, value in given.items() if value is not None}
-    settings = offer.settings(chosen)
-    # From the settings and not as it came: a whole number may stand for a fraction.
-    choice = {key: getattr(settings, key) for key in chosen}
-    return Decoding(choice, settings.method)
+    decode, prefill = (_chosen((options or {}).get(key), f"headway.{key}") for key in KEYS)
+    decoding, prefilling = offers.settings(decode, prefill)
+    return Wishes(_wish(decode, decoding), _wish(prefill, prefilling))
 
 
-def options_schema(offer: Offer) -> dict[str, Any]:
+def options_schema(offers: Offers) -> dict[str, Any]:
     """JSON schema of what this server accepts under `headway`."""
-    variants = [_method_schema(offer.of(name), offer) for name in offer.methods]
-    decode = {
-        "description": "Method and settings of decode steps, for this request; what is left out is as the "
-        "server serves it. `headway recipes` explains the methods.",
-        "anyOf": [*variants, {"type": "null"}],
-    }
     options = {
         "title": "HeadwayOptions",
         "type": "object",
-        "properties": {"decode": decode},
+        "properties": {
+            "decode": _kind_schema(offers.decode, "what each generated token reads"),
+            "prefill": _kind_schema(offers.prefill, "what the prompt's tokens read"),
+        },
         "additionalProperties": False,
     }
     return {"anyOf": [options, {"type": "null"}]}
 
 
-def _method_schema(settings: DecodeSettings, offer: Offer) -> dict[str, Any]:
+def _chosen(given: Any, field: str) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise RequestError(f"{field}: must be an object with a method and its settings", field)
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _wish(chosen: dict[str, Any] | None, settings: MethodSettings) -> Wish:
+    if chosen is None:
+        return Wish(None, None if settings.method == "dense" else settings.method)
+    # From the settings and not as it came: a whole number may stand for a fraction.
+    return Wish({key: getattr(settings, key) for key in chosen}, settings.method)
+
+
+def _kind_schema(offer: Offer[Any, Any], what: str) -> dict[str, Any]:
+    variants = [_method_schema(offer.of(name), offer) for name in offer.methods]
+    return {
+        "description": f"Method and settings of {offer.kind.name}, {what}, for this request; what is left "
+        "out is as the server serves it. `headway recipes` explains the methods.",
+        "anyOf": [*variants, {"type": "null"}],
+    }
+
+
+def _method_schema(settings: MethodSettings, offer: Offer[Any, Any]) -> dict[str, Any]:
     schema = type(settings).model_json_schema()
     properties: dict[str, Any] = {"method": {"const": settings.method}}
     for name in of_requests(type(settings)):
         if name != "method":
             accepted = {key: value for key, value in schema["properties"][name].items() if key != "default"}
-            if name == "budget":
+            if name in BUDGETS:
                 accepted["maximum"] = offer.max_budget
             properties[name] = {"anyOf": [accepted, {"type": "null"}], "default": getattr(settings, name)}
     return {

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from headway.engine.messages import SamplingParams, Submit
 from headway.engine.request import check
 from headway.server.generation import GenerationEvent, generate
-from headway.server.headway_options import Decoding
+from headway.server.headway_options import Wishes
 from headway.server.merge import merge
 from headway.server.sampling import TextOptions
 from headway.server.schema import SamplingFields
@@ -27,7 +27,7 @@ class Job:
     n: int
     sampling: SamplingParams
     text: TextOptions
-    decode: Decoding
+    wishes: Wishes
     priority: int
     cache_salt: str
     progress: bool
@@ -40,7 +40,7 @@ class Job:
         prompts: list[list[int]],
         sampling: SamplingParams,
         text: TextOptions,
-        decode: Decoding,
+        wishes: Wishes,
     ) -> "Job":
         """A job with a fresh id that begins with `kind`."""
         options = body.stream_options
@@ -51,7 +51,7 @@ class Job:
             n=body.n or 1,
             sampling=sampling,
             text=text,
-            decode=decode,
+            wishes=wishes,
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
             progress=bool(body.stream and options and options.include_progress),
@@ -76,7 +76,8 @@ class Job:
                 priority=self.priority,
                 cache_salt=self.cache_salt,
                 progress=self.progress,
-                decode=self.decode.choice,
+                decode=self.wishes.decode.choice,
+                prefill=self.wishes.prefill.choice,
             )
             for index in range(len(self.prompts) * self.n)
         ]

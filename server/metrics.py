@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headway.engine.client import EngineClient
-from headway.engine.messages import SelectionUsage
+from headway.engine.messages import PrefillUsage, SelectionUsage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -63,6 +63,8 @@ class Metrics:
                 ("attended_tokens", "KV tokens that they read, averaged over layers."),
                 ("context_tokens", "KV tokens that dense attention would have read for them."),
                 ("selection_refreshes", "Lists renewed, summed over layers."),
+                ("sparse_prefill_tokens", "Prompt tokens read by a method that selects, of ended requests."),
+                ("sparse_prefill_density_tokens", "The same, each by the share of the keys that it read."),
             )
         }
         self._model = model
@@ -79,14 +81,25 @@ class Metrics:
 
     def selected(self, usage: SelectionUsage) -> None:
         """Count what decode selection did for an ended request."""
-        attended = usage.tokens_per_step * usage.steps
-        for name, value in (
-            ("selection_steps", usage.steps),
-            ("attended_tokens", attended),
-            ("context_tokens", attended / usage.kv_read_share),
-            ("selection_refreshes", usage.refreshes),
-        ):
-            self._selection[name].labels(self._model, usage.method).inc(value)
+        self._count(
+            usage.method,
+            selection_steps=usage.steps,
+            attended_tokens=usage.attended,
+            context_tokens=usage.context,
+            selection_refreshes=usage.refreshes,
+        )
+
+    def prefilled(self, usage: PrefillUsage) -> None:
+        """Count what prefill selection did for an ended request."""
+        self._count(
+            usage.method,
+            sparse_prefill_tokens=usage.tokens,
+            sparse_prefill_density_tokens=usage.tokens * usage.density,
+        )
+
+    def _count(self, method: str, **values: float) -> None:
+        for name, value in values.items():
+            self._selection[name].labels(self._model, method).inc(value)
 
     def answered(self, route: str, status: int) -> None:
         """Count an HTTP answer; `route` is a route's template, never a client's path."""

@@ -1,8 +1,9 @@
-"""`headway recipes`: the decode methods for people."""
+"""`headway recipes`: the methods for people."""
 
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 from rich.console import Console, Group
@@ -10,68 +11,85 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from headway.engine.catalogue import Entry, Setting, entry, settings
-from headway.engine.methods import decode
-from headway.engine.selection.settings import BudgetSettings, DecodeSettings
+from headway.engine.catalogue import Entry, Setting, entries, entry, settings
+from headway.engine.methods.kind import DECODE, PREFILL, Kind
+from headway.engine.selection.settings import BudgetSettings
 
 _HOW = """\
-Which method serves is said in the file of `headway serve --config FILE`:
+Which methods serve is said in the file of `headway serve --config FILE`:
 
     recipe:
-      decode: {method: quest, budget: 1024}    # every request, unless it chooses for itself
-      requests: {methods: [streaming]}         # what else requests may choose; dense they always may
+      prefill: {method: xattention}            # every prompt, unless the request chooses for itself
+      decode: {method: quest, budget: 1024}    # every generated token, likewise
+      requests:                                # what else requests may choose; dense they always may
+        methods: [snapkv]
+        prefill_methods: [moba]
 
 A request chooses with `extra_body` of the openai client, and reads in `usage.headway` what came of it:
 
-    extra_body={"headway": {"decode": {"method": "quest", "budget": 512}}}
+    extra_body={"headway": {"decode": {"method": "quest", "budget": 512}, "prefill": {"method": "dense"}}}
 
 `headway recipes METHOD` shows one method in full."""
+
+_TOLD = ("budget", "dense_below", "dense_tail")
+"""Settings that the example of a method shows, where it has them."""
 
 
 def show_all(console: Console) -> None:
     """Print every method on a few lines, and the settings that they share."""
-    shared, ranking = settings(DecodeSettings), settings(BudgetSettings)
-    table = Table(title="Decode methods", title_justify="left", show_lines=True)
+    decoding, prefilling = settings(DECODE.common), settings(PREFILL.common)
+    ranking = settings(BudgetSettings)
+    console.print(_methods("Prefill methods: what a prompt's tokens read", PREFILL, prefilling))
+    console.print(_methods("Decode methods: what each generated token reads", DECODE, ranking))
+    console.print(_settings("Settings of every prefill method", prefilling))
+    console.print(_settings("Settings of every decode method", decoding))
+    console.print(_settings("Settings of ranking, in decode", ranking[len(decoding) :]))
+    console.print(Text(f"\n{_HOW}"))
+
+
+def show_one(console: Console, name: str) -> None:
+    """Print all there is to say of the methods of a name: one, or one of each kind.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    for one in entries(name):
+        facts = Table.grid(padding=(0, 2))
+        facts.add_column(style="bold")
+        facts.add_column()
+        facts.add_row("keeps", Text(_kept(one)))
+        facts.add_row("shares", Text(one.sharing))
+        facts.add_row("limits", Text("\n".join(one.limits) or "none"))
+        text = Text(re.sub(r"\n(?!- )", "\n\n", one.text) + "\n")
+        console.print(Panel(Group(text, facts), title=f"{name}, in {one.kind}", title_align="left"))
+        console.print(_settings("Settings", one.settings))
+        shown = {setting.name: setting.default for setting in one.settings if setting.name in _TOLD}
+        example = yaml.safe_dump({"recipe": {one.kind: {"method": name, **shown}}}, sort_keys=False)
+        console.print(Text(example, style="cyan"))
+
+
+def _methods(title: str, kind: Kind[Any, Any], shared: Sequence[Setting]) -> Table:
+    table = Table(title=title, title_justify="left", show_lines=True)
     table.add_column("method", no_wrap=True, style="bold")
     for heading, ratio in (
         ("reads", 5),
         ("settings of its own", 4),
         ("keeps beside the KV", 3),
-        ("limits", 5),
+        ("shares in the prefix cache", 4),
+        ("limits", 4),
     ):
         table.add_column(heading, ratio=ratio)
-    for one in map(entry, decode.names()):
-        own = [setting for setting in one.settings if setting not in ranking]
-        ranks = ["and those of ranking"] if "budget" in {setting.name for setting in one.settings} else []
-        lines = [*(f"{setting.name}: {json.dumps(setting.default)}" for setting in own), *ranks]
-        cells = (one.summary, "\n".join(lines), _kept(one), "\n".join(one.limits))
+    for one in (entry(kind, name) for name in kind.names()):
+        own = [
+            f"{setting.name}: {json.dumps(setting.default)}"
+            for setting in one.settings
+            if setting not in shared
+        ]
+        if kind is DECODE and "budget" in {setting.name for setting in one.settings}:
+            own.append("and those of ranking")
+        cells = (one.summary, "\n".join(own), _kept(one), one.sharing, "\n".join(one.limits))
         table.add_row(one.name, *map(Text, cells))
-    console.print(table)
-    console.print(_settings("Settings of every method", shared))
-    console.print(_settings("Settings of ranking", ranking[len(shared) :]))
-    console.print(Text(f"\n{_HOW}"))
-
-
-def show_one(console: Console, name: str) -> None:
-    """Print all there is to say of one method.
-
-    Raises:
-        ConfigError: there is no such method.
-    """
-    one = entry(name)
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold")
-    facts.add_column()
-    facts.add_row("keeps", Text(_kept(one)))
-    facts.add_row("limits", Text("\n".join(one.limits) or "none"))
-    text = Text(re.sub(r"\n(?!- )", "\n\n", one.text) + "\n")
-    console.print(Panel(Group(text, facts), title=name, title_align="left"))
-    console.print(_settings("Settings", one.settings))
-    shown = {
-        setting.name: setting.default for setting in one.settings if setting.name in ("budget", "dense_below")
-    }
-    example = yaml.safe_dump({"recipe": {"decode": {"method": name, **shown}}}, sort_keys=False)
-    console.print(Text(example, style="cyan"))
+    return table
 
 
 def _kept(one: Entry) -> str:

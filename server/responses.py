@@ -13,8 +13,16 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class PrefillReport(BaseModel):
+    """What prefill selection did: how much each token of the prompt read of what stands before it."""
+
+    method: str = Field(description="The prefill method that served the request.")
+    tokens: int = Field(0, description="Prompt tokens that it computed, over all choices.")
+    density: float = Field(1.0, description="The share of their keys that these read, 0 to 1.")
+
+
 class SelectionReport(BaseModel):
-    """What decode selection did: how much of the KV each token read.
+    """What selecting did: how much of the KV each token read.
 
     The numbers are those of sequences that the engine ended; none are there if a stop string ended all.
     """
@@ -24,6 +32,7 @@ class SelectionReport(BaseModel):
     tokens_per_step: float = Field(0.0, description="KV tokens that a layer read for each, on average.")
     kv_read_share: float = Field(1.0, description="Their share of all KV tokens of the context, 0 to 1.")
     refreshes: int = Field(0, description="Lists made anew; 0 where every step makes one.")
+    prefill: PrefillReport | None = Field(None, description="There unless the prompt is left at dense.")
 
 
 class UsageReport(BaseModel):

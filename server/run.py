@@ -50,7 +50,7 @@ async def _serve(
         def announce() -> None:
             port = listener.getsockname()[1]
             embedded = settings.engine.model.name == "needle"
-            banner.show(console, engine.info, service.model, service.offer, settings.server, port, embedded)
+            banner.show(console, engine.info, service.model, service.offers, settings.server, port, embedded)
 
         config = uvicorn.Config(
             app,

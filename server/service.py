@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from headway.engine.client import EngineClient
-from headway.engine.recipe import Offer
+from headway.engine.offers import Offers
 from headway.server.drain import Drain
 from headway.server.errors import ApiError
 from headway.server.metrics import Metrics
@@ -25,7 +25,7 @@ class Service:
         self.created = int(time.time())
         self.metrics = Metrics(engine, self.model)
         self.drain = Drain()
-        self.offer = Offer(settings.engine.recipe)
+        self.offers = Offers(settings.engine.recipe)
 
     def check_model(self, name: str | None) -> None:
         """Refuse names of models that are not served.

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from headway.engine.messages import ModelInfo, SelectionUsage, Stats
+from headway.engine.messages import ModelInfo, PrefillUsage, SelectionUsage, Stats
 from headway.server.metrics import Metrics
 
 
@@ -40,6 +40,7 @@ def exposed() -> dict[str, set[str]]:
     metrics = Metrics(IdleEngine(), "needle")
     metrics.finished("stop")
     metrics.selected(SelectionUsage(method="quest"))
+    metrics.prefilled(PrefillUsage(method="streaming"))
     metrics.answered("/health", 200)
     families = text_string_to_metric_families(metrics.expose().decode())
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from headway.engine.messages import (
     Logprob,
     ModelInfo,
+    PrefillUsage,
     Progress,
     RequestEvent,
     SelectionUsage,
@@ -23,7 +24,7 @@ EOS = 1
 class ScriptedEngine:
     """Answers each request with the tokens of `answer`, then EOS; keeps what it was asked.
 
-    Request i ends with `selections[i]`, where there is one.
+    Request i ends with `selections[i]` and `prefills[i]`, where there are such.
     """
 
     tokenizer: Tokenizer
@@ -34,6 +35,7 @@ class ScriptedEngine:
     error: Exception | None = None
     fail_after: int | None = None
     selections: list[SelectionUsage] = field(default_factory=list)
+    prefills: list[PrefillUsage] = field(default_factory=list)
     alive: bool = True
     submits: list[Submit] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
@@ -54,6 +56,7 @@ class ScriptedEngine:
 
     async def generate(self, submit: Submit) -> AsyncGenerator[RequestEvent, None]:
         selection = dict(enumerate(self.selections)).get(len(self.submits))
+        prefill = dict(enumerate(self.prefills)).get(len(self.submits))
         self.submits.append(submit)
         self.running += 1
         finished = False
@@ -82,6 +85,7 @@ class ScriptedEngine:
                     finish_reason=("stop" if token == EOS else "length") if ends else None,
                     stop_token=token if token == EOS else None,
                     selection=selection if ends else None,
+                    prefill=prefill if ends else None,
                 )
                 if ends:
                     return

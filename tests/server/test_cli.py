@@ -10,7 +10,7 @@ import yaml
 import headway
 from headway.engine.config import EngineConfig
 from headway.engine.config_section import parse
-from headway.engine.methods import decode
+from headway.engine.methods.kind import DECODE, PREFILL
 from headway.engine.selection.settings import BudgetSettings
 from headway.server import cli
 
@@ -77,6 +77,11 @@ def test_wrong_settings_end_with_2_and_no_traceback(
         ),
         ("recipe: {decode: {method: quest, budget: 300}}", "recipe.decode.budget: must hold the 320 tokens"),
         ("recipe: {requests: {methods: [qust]}}", "recipe.requests.methods: 'qust' is unknown"),
+        ("recipe: {prefill: {method: quest}}", "recipe.prefill.method: 'quest' is unknown; did you mean"),
+        (
+            "recipe: {decode: {method: h2o}, prefill: {method: streaming}}",
+            "recipe.prefill.method: the decode method h2o watches the whole prompt",
+        ),
     ],
 )
 def test_a_wrong_file_ends_the_start_and_names_the_nearest(
@@ -94,22 +99,28 @@ def test_recipes_lists_every_method(
     monkeypatch.setenv("COLUMNS", "160")
     assert run(monkeypatch, "recipes") == 0
     text = capsys.readouterr().out
-    assert all(f"│ {name} " in text for name in decode.names())
-    assert all(setting in text for setting in BudgetSettings.model_fields)
+    first, second = text[: text.index("Decode methods")], text[text.index("Decode methods") :]
+    assert all(f"│ {name} " in first for name in PREFILL.names())
+    assert all(f"│ {name} " in second for name in DECODE.names())
+    assert all(setting in text for setting in (*BudgetSettings.model_fields, *PREFILL.common.model_fields))
     assert "of its KV" in text
 
 
-@pytest.mark.parametrize("name", decode.names())
-def test_recipes_shows_one_method_in_full(
+@pytest.mark.parametrize("name", sorted({*DECODE.names(), *PREFILL.names()}))
+def test_recipes_shows_the_methods_of_a_name_in_full(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     assert run(monkeypatch, "recipes", name) == 0
     text = capsys.readouterr().out
-    schema, _ = decode.load(name)
-    assert all(f"│ {setting} " in text for setting in schema.model_fields if setting != "method")
-    example = yaml.safe_load(text[text.index("recipe:\n") :])
-    assert parse(EngineConfig, example).recipe.decode == schema.model_validate({"method": name})
+    kinds = [kind for kind in (DECODE, PREFILL) if name in kind.names()]
+    _, *parts = text.split(f"╭─ {name}, in ")
+    for kind, part in zip(kinds, parts, strict=True):
+        schema, _ = kind.load(name)
+        assert part.startswith(kind.name)
+        assert all(f"│ {setting} " in part for setting in schema.model_fields if setting != "method")
+        example = yaml.safe_load(part[part.index("recipe:\n") :])
+        assert getattr(parse(EngineConfig, example).recipe, kind.name) == kind.defaults(name)
 
 
 def test_help_is_there_at_once() -> None:

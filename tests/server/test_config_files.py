@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
+from headway.engine.catalogue import SHAPE
 from headway.engine.config import EngineConfig
 from headway.engine.config_section import load_yaml
-from headway.engine.recipe import Offer
+from headway.engine.methods.kind import DECODE, PREFILL
+from headway.engine.offers import Offers
+from headway.engine.recipes import Recipes
 from headway.engine.rope_settings import context_limit, override
 from headway.server.settings import ServerConfig, Settings, load_settings
 
@@ -38,8 +41,11 @@ def test_a_models_file_is_valid(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipes_file_says_what_is_read(path):
-    offer = Offer(load_settings(path, environment={}).engine.recipe)
-    assert len(offer.methods) > 1
+    config = load_settings(path, environment={}).engine
+    offers = Offers(config.recipe)
+    assert len(offers.decode.methods) + len(offers.prefill.methods) > 2
+    room = config.scheduler.max_step_tokens - config.scheduler.max_running
+    assert Recipes(config.recipe, SHAPE, config.cache.page_size, room).sidecars == offers.sidecars
 
 
 @pytest.mark.parametrize("name", ["recipes", "configuration"])
@@ -50,6 +56,21 @@ def test_what_a_document_shows_is_a_valid_file(name, tmp_path):
     for example in examples:
         (tmp_path / "headway.yaml").write_text(example)
         load_settings(tmp_path / "headway.yaml", environment={})
+
+
+def test_the_document_of_recipes_knows_every_prefill_method():
+    text = (CONFIGS.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(\w+)` \| .* \| (row-local|prompt-global) \|$", text, re.MULTILINE))
+    kinds = {
+        name: "row-local" if PREFILL.load(name)[1].row_local else "prompt-global" for name in PREFILL.names()
+    }
+    assert told == {name: kind for name, kind in kinds.items() if name != "dense"}
+    together = text[text.index("### Together") : text.index("## Examples")]
+    methods = {name: DECODE.make(DECODE.defaults(name)) for name in DECODE.names()}
+    watching = {name for name, method in methods.items() if method.sees_all or method.observes}
+    assert (
+        set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", together, re.MULTILINE)))) == watching
+    )
 
 
 def test_there_are_files_for_models_and_recipes():

@@ -55,7 +55,7 @@ def test_the_engine_is_told_what_was_chosen(
         (5, "headway", ""),
         ([], "headway", ""),
         ({"decod": {}}, "headway.decod", "'decode'"),
-        ({"x" * 5000: None}, "headway.xxx", "'decode'"),
+        ({"x" * 5000: None}, "headway.xxx", "decode, prefill"),
         ({"decode": 5}, "headway.decode", "object"),
         ({"decode": ["quest"]}, "headway.decode", "object"),
         ({"decode": {"method": "quets"}}, "headway.decode.method", "'quest'"),

@@ -28,7 +28,9 @@ def document(sentences: int) -> str:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("server")
     config = folder / "headway.yaml"
-    config.write_text("recipe: {requests: {methods: [quest], max_budget: 2048}}")
+    config.write_text(
+        "recipe: {requests: {methods: [quest, h2o], prefill_methods: [streaming], max_budget: 2048}}"
+    )
     options = ("--memory", "0.1", "--config", str(config))
     with serve(folder, *options, HEADWAY_API_KEYS=KEY) as running:
         yield running
@@ -47,7 +49,7 @@ def test_banner_says_what_needle_is(server: ServerProcess) -> None:
     banner = server.log.read_text()
     assert "knows nothing else" in banner
     assert "longest prompt" in banner
-    assert "dense; requests may choose quest" in banner
+    assert "dense; requests may choose h2o, quest" in banner
     assert KEY not in banner
 
 
@@ -168,6 +170,34 @@ def test_requests_of_one_batch_choose_what_they_read(client: openai.OpenAI, serv
     assert 640 < read["tokens_per_step"] < dense.usage.prompt_tokens / 2
     assert 0.1 < read["kv_read_share"] < 0.5
     assert metric(server, "headway:selection_steps_total") == 3 * read["steps"]
+
+
+def test_requests_choose_what_their_prompts_read(client: openai.OpenAI, server: ServerProcess) -> None:
+    options = {"model": "needle", "messages": ask(document(301)), "temperature": 0, "max_tokens": 4}
+    prefill = {"method": "streaming", "dense_below": 1024, "window_size": 512}
+    salt = {"cache_salt": "sparse"}
+    both = {"prefill": prefill, "decode": {"method": "quest", "budget": 640, "dense_below": 0}}
+    first = client.chat.completions.create(**options, extra_body={"headway": both, **salt})
+    read = first.usage.model_extra["headway"]
+    assert read["method"] == "quest"
+    assert read["prefill"]["method"] == "streaming"
+    assert 0 < read["prefill"]["tokens"] <= first.usage.prompt_tokens
+    assert 0.05 < read["prefill"]["density"] < 0.7
+    assert metric(server, "headway:sparse_prefill_tokens_total") == read["prefill"]["tokens"]
+    again = client.chat.completions.create(**options, extra_body={"headway": both, **salt})
+    assert again.choices[0].message == first.choices[0].message
+    assert again.usage.prompt_tokens_details.cached_tokens > first.usage.prompt_tokens - 512
+    assert again.usage.model_extra["headway"]["prefill"]["tokens"] < 512
+    # What was read sparsely is nothing for a dense prompt to go on with.
+    dense = client.chat.completions.create(**options, extra_body=salt)
+    assert dense.usage.prompt_tokens_details.cached_tokens == 0
+
+
+def test_what_does_not_go_together_is_the_clients_mistake(client: openai.OpenAI) -> None:
+    headway = {"prefill": {"method": "streaming"}, "decode": {"method": "h2o"}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="needle", prompt="a", extra_body={"headway": headway})
+    assert refused.value.param == "headway.prefill.method"
 
 
 def test_streams_say_what_was_read(client: openai.OpenAI) -> None:
