@@ -34,6 +34,8 @@ format: $(VENV)/.dev                         ## rewrite files in our format
 bench: $(VENV)/.dev                          ## side-by-side measurements into benchmarks/results/
 	$(BIN)/python -m benchmarks.kernels $(ARGS)
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+	$(BIN)/python -m benchmarks.decode $(ARGS)
+	$(BIN)/python -m benchmarks.prefill $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -61,9 +61,7 @@ class Session:
         """Take over a document's keys and values [1, Hkv, N, D] of every layer instead of reading it."""
         length = keys_values[0][0].shape[2]
         slots = torch.arange(length)
-        filled = torch.full((-(-length // PAGE_SIZE),), PAGE_SIZE)
-        filled[-1] = length - PAGE_SIZE * (len(filled) - 1)
-        written = WrittenPages(torch.arange(len(filled)), filled)
+        written = WrittenPages.of([(self._pages, 0, length)], PAGE_SIZE, self.loaded.device)
         for layer_idx, (key, value) in enumerate(keys_values):
             rows = key[0].transpose(0, 1)
             keys, values = self.cache.pages(layer_idx)
@@ -114,11 +112,14 @@ class Session:
 
     @contextmanager
     def detached(self) -> Iterator[tuple[PreTrainedModel, Callable[[int], DynamicCache]]]:
-        """The model as transformers runs it, and what fills a cache of its own from our first pages."""
+        """The model with transformers' SDPA, and what fills a cache of its own from our first pages."""
         self.runner.close()
+        model = self.loaded.model
+        loaded_with = model.config._attn_implementation
+        model.set_attn_implementation("sdpa")
 
         def filled(tokens: int) -> DynamicCache:
-            cache = DynamicCache(config=self.loaded.model.config)
+            cache = DynamicCache(config=model.config)
             for spec in self.loaded.specs:
                 key, value = (
                     pages.flatten(0, 1)[:tokens].transpose(0, 1).unsqueeze(0).contiguous()
@@ -128,23 +129,20 @@ class Session:
             return cache
 
         try:
-            yield self.loaded.model, filled
+            yield model, filled
         finally:
+            model.set_attn_implementation(loaded_with)
             self.runner = ModelRunner(self.loaded, self.cache)
 
     @contextmanager
     def keeping(self, sidecars: frozenset[Sidecar]) -> Iterator[None]:
         """Bring only these sidecars up to date, as an engine that serves one method would."""
-        store = self.cache.sidecars
-        tables = store._tables
-        store._tables = {
-            layer: {sidecar: table for sidecar, table in kept.items() if sidecar in sidecars}
-            for layer, kept in tables.items()
-        }
+        everything = self.cache.sidecars
+        self.cache.sidecars = everything.only(sidecars)
         try:
             yield
         finally:
-            store._tables = tables
+            self.cache.sidecars = everything
 
     def close(self) -> None:
         """Give the model back."""
