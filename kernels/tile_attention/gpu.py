@@ -24,7 +24,9 @@ def tile_attention(
     if out is None:
         out = torch.empty((tokens, num_heads, value_dim), dtype=query.dtype, device=query.device)
     lse = torch.empty((tokens, num_heads), dtype=torch.float32, device=query.device)
-    local, runs, keys = (None if x is None else x.contiguous() for x in (local_from, spans, columns))
+    local, runs, keys = (
+        x.contiguous() if x is not None and x.numel() else None for x in (local_from, spans, columns)
+    )
     lanes = max(num_kv_heads, *(len(x) for x in (local, runs, keys) if x is not None), 1)
     constants = tile_constants(
         key_dim, value_dim, num_heads, num_kv_heads, lanes, plan.page_size, tile,
@@ -39,7 +41,8 @@ def tile_attention(
     initial_out, initial_lse = (None, None) if initial is None else initial
     attend_tile_kernel[lanes, tiles * blocks](
         query, key_cache, value_cache, out, lse, sinks, initial_out, initial_lse, local, runs, keys,
-        plan.kv_lens, plan.block_table, scale, softcap or 0.0, tokens, tile, blocks, sink_size,
+        _ends(runs), _ends(keys), plan.kv_lens, plan.block_table, scale, softcap or 0.0, tokens, tile, blocks,
+        sink_size,
         0 if runs is None else runs.shape[2], span, 0 if keys is None else keys.shape[2],
         lists, -(-tiles // lists), *(1 if x is None else lanes // len(x) for x in (local, runs, keys)),
         *query.stride(), *key_cache.stride(), *value_cache.stride(), *out.stride(), *lse.stride(),
@@ -48,6 +51,14 @@ def tile_attention(
         **constants,
     )  # fmt: skip
     return out, lse
+
+
+def _ends(lists: Tensor | None) -> Tensor | None:
+    """int32 [H, lists], entries up to the last one that names a key: padding behind it costs nothing."""
+    if lists is None:
+        return None
+    places = torch.arange(1, lists.shape[2] + 1, dtype=torch.int32, device=lists.device)
+    return (places * (lists >= 0)).amax(-1)
 
 
 def tile_constants(

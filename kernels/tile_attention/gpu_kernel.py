@@ -7,7 +7,7 @@ import triton.language as tl
 @triton.jit  # type: ignore[untyped-decorator]
 def attend_tile_kernel(  # type: ignore[no-untyped-def]
     query, key_cache, value_cache, out, lse, sinks, initial_out, initial_lse, local_from, spans, columns,
-    kv_lens, block_table, scale, softcap, num_tokens, tile_size, blocks, sink_size,
+    span_ends, column_ends, kv_lens, block_table, scale, softcap, num_tokens, tile_size, blocks, sink_size,
     num_spans, span, num_columns, column_lists, column_share, local_lanes, span_lanes, column_lanes,
     query_token, query_head, query_dim, key_page, key_token, key_head, key_dim,
     value_page, value_token, value_head, value_dim, out_token, out_head, out_dim, lse_token, lse_head,
@@ -91,8 +91,10 @@ def attend_tile_kernel(  # type: ignore[no-untyped-def]
                 False, SOFTCAP, SHARED, PRECISION,
             )  # fmt: skip
     if SPANS:
-        chosen = spans + ((lane // span_lanes).to(tl.int64) * num_tiles + tile) * num_spans
-        for index in range(tl.cdiv(num_spans * span, BLOCK_N)):
+        one = (lane // span_lanes).to(tl.int64) * num_tiles + tile
+        chosen = spans + one * num_spans
+        listed = tl.where(local > low, tl.load(span_ends + one), 0)
+        for index in range(tl.cdiv(listed * span, BLOCK_N)):
             place = index * BLOCK_N + tl.arange(0, BLOCK_N)
             entry = place // span
             start = tl.load(chosen + entry, mask=entry < num_spans, other=-1)
@@ -107,7 +109,8 @@ def attend_tile_kernel(  # type: ignore[no-untyped-def]
     if COLUMNS:
         one = (lane // column_lanes).to(tl.int64) * column_lists + tile // column_share
         chosen = columns + one * num_columns
-        for index in range(tl.cdiv(num_columns, BLOCK_N)):
+        listed = tl.where(local > low, tl.load(column_ends + one), 0)
+        for index in range(tl.cdiv(listed, BLOCK_N)):
             entry = index * BLOCK_N + tl.arange(0, BLOCK_N)
             tokens = tl.load(chosen + entry, mask=entry < num_columns, other=-1)
             seen = (tokens >= low) & (tokens < local)

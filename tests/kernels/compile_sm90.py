@@ -67,7 +67,7 @@ def tiles(key_dim: int, value_dim: int, heads: tuple[int, int], lanes: int, **fe
     kinds = dict.fromkeys(names, False) | features
     constants = tile_constants(key_dim, value_dim, *heads, lanes, 64, 128, **kinds)
     half = "fp32" if kinds["exact"] else "bf16"
-    lists = dict.fromkeys(("local_from", "spans", "columns"), "i32")
+    lists = dict.fromkeys(("local_from", "spans", "columns", "span_ends", "column_ends"), "i32")
     return attend_tile_kernel, constants, lists | {"out": half, "initial_out": half, "initial_lse": "fp32"}
 
 

@@ -25,6 +25,7 @@ CORE = [
     "score 128 tokens",
     "listed 128 units",
     "antidiagonal 128",
+    "chunk tiles 128",
     "last sums 128",
     "summary 128",
 ]
