@@ -3,7 +3,7 @@
 Measured on Zen 3, one thread: copying keys, runs as well as single ones, costs 5-10 % of the attention of 128
 rows to them, and reading runs where they lie, with the other heads' keys in between, costs as much. So
 everything but the diagonal is copied, list by list; lists of equal length share a call, so that nothing is
-padded or masked. Tiles that read everything go the way of dense attention.
+padded or masked. Threads share the tiles. Those that read everything go the way of dense attention.
 """
 
 from itertools import chain
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headway.kernels.cpu_workers import share_out
 from headway.kernels.paged_attention.cpu import paged_attention
 from headway.kernels.paged_attention.cpu_cache import CpuCache
 from headway.kernels.paged_attention.cpu_schedule import Sequence
@@ -34,18 +35,21 @@ def tile_attention(
     result = wide.new_empty((*query.shape[:2], kv.value_dim))
     lse = torch.empty(query.shape[:2], dtype=torch.float32)
     sparse = np.flatnonzero(~lists.dense.all(0)).tolist()
-    if sparse:
-        first, stop = sparse[0], sparse[-1] + 1
-        rows = slice(first * tile, stop * tile)
+
+    def attend_tiles(tiles: range) -> None:
+        rows = slice(tiles.start * tile, tiles.stop * tile)
         chunk = ChunkRows(wide[rows], kv, len(lists.dense), tile, scale, softcap)
-        for begin, end, slots in chain(lists.common(first, stop), lists.of_tiles(first, stop)):
-            chunk.attend(begin - first, end - first, slots)
+        for begin, end, slots in chain(lists.common(tiles), lists.of_tiles(tiles)):
+            chunk.attend(begin - tiles.start, end - tiles.start, slots)
         chunk.write(result[rows], lse[rows])
         if local_from is not None:
             one = Sequence.of(plan, 0, kv.cost.flat)
             start = one.position + rows.start
-            key, value = kv.load(one.piece(start, min(start + (stop - first) * tile, one.kv_len)))
+            key, value = kv.load(one.piece(start, min(start + len(tiles) * tile, one.kv_len)))
             chunk.add_diagonal(key, value, result[rows], lse[rows])
+
+    if sparse:
+        share_out(attend_tiles, range(sparse[0], sparse[-1] + 1))
     per_kv_head, per_list = query.shape[1] // kv.num_kv_heads, query.shape[1] // len(lists.dense)
     for run in lists.dense_runs(per_kv_head):
         heads = slice(run.head * per_list, run.stop_head * per_list)

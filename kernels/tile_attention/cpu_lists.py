@@ -83,19 +83,20 @@ class TileLists:
             listed.append(Listed(starts, width, share, common))
         return cls(slots, rows, local, dense, sink_size, tuple(listed))
 
-    def common(self, first: int, stop: int) -> Iterator[tuple[int, int, list[Numbers]]]:
-        """Slots for each head that all tiles [a, b) read, of those in [first, stop)."""
+    def common(self, tiles: range) -> Iterator[tuple[int, int, list[Numbers]]]:
+        """Slots for each head that all tiles [a, b) read, of those in `tiles`."""
         for listed in self.listed:
             if listed.share == 1:
                 continue
-            for i in range(first // listed.share, -(-stop // listed.share)):
-                begin, end = max(first, i * listed.share), min(stop, (i + 1) * listed.share)
+            for i in range(tiles.start // listed.share, -(-tiles.stop // listed.share)):
+                begin = max(tiles.start, i * listed.share)
+                end = min(tiles.stop, (i + 1) * listed.share)
                 low = np.full(len(self.local), self.sink_size)
                 yield begin, end, self._inside(listed, i, low, listed.common[:, i])
 
-    def of_tiles(self, first: int, stop: int) -> Iterator[tuple[int, int, list[Numbers]]]:
+    def of_tiles(self, tiles: range) -> Iterator[tuple[int, int, list[Numbers]]]:
         """Slots for each head of what else a tile reads before its own rows; none where it is dense."""
-        for tile in range(first, stop):
+        for tile in tiles:
             found = [
                 [self.slots[: min(self.sink_size, local)], self.slots[local : self.rows[tile]]]
                 for local in self.local[:, tile]

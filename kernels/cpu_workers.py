@@ -1,0 +1,47 @@
+"""Threads that compute alone, each its share: they meet once, and not after every call as OpenMP's do.
+
+A call of a tenth of a millisecond whose threads must meet waits for whichever of them another process keeps
+from its core: beside two busy processes, two cores took 17 times as long as one.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
+
+import torch
+
+
+def share_out(work: Callable[[range], None], items: range) -> None:
+    """Call `work` on contiguous parts of `items`, as many as PyTorch has threads, side by side.
+
+    Each part runs on one thread. What `work` raises is raised here.
+    """
+    workers = min(torch.get_num_threads(), len(items))
+    if workers < 2:
+        work(items)
+        return
+    inference = torch.is_inference_mode_enabled()
+
+    def part(number: int) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            work(items[len(items) * number // workers : len(items) * (number + 1) // workers])
+
+    for _ in _pool(torch.get_num_threads()).map(part, range(workers)):
+        pass
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    started = Barrier(threads + 1)
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, "headway kernel", initializer=alone)
+    for _ in range(threads):
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(threads)  # what one thread sets is the default of all that start later
+    return pool
