@@ -36,6 +36,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     started = Barrier(threads + 1)
 
     def alone() -> None:
+        torch.get_num_threads()  # a thread takes the default when it first asks, or computes
         torch.set_num_threads(1)
         started.wait()
 

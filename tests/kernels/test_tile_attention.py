@@ -122,7 +122,7 @@ def copied(chunk):
     lists = TileLists.of(chunk.plan, chunk.tile, **chunk.given)
     times = np.zeros((*lists.dense.shape, len(lists.slots)), dtype=int)
     order = np.argsort(lists.slots)
-    for parts in (lists.common(0, len(lists.rows)), lists.of_tiles(0, len(lists.rows))):
+    for parts in (lists.common(range(len(lists.rows))), lists.of_tiles(range(len(lists.rows)))):
         for first, stop, slots in parts:
             for head, numbers in enumerate(slots):
                 keys = order[np.searchsorted(lists.slots, numbers, sorter=order)]
