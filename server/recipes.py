@@ -69,26 +69,28 @@ def show_one(console: Console, name: str) -> None:
 
 
 def _methods(title: str, kind: Kind[Any, Any], shared: Sequence[Setting]) -> Table:
-    table = Table(title=title, title_justify="left", show_lines=True)
-    table.add_column("method", no_wrap=True, style="bold")
-    for heading, ratio in (
-        ("reads", 5),
-        ("settings of its own", 4),
-        ("keeps beside the KV", 3),
-        ("shares in the prefix cache", 4),
-        ("limits", 4),
-    ):
-        table.add_column(heading, ratio=ratio)
+    table = Table(title=title, title_justify="left", show_lines=True, show_header=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(ratio=1)
     for one in (entry(kind, name) for name in kind.names()):
         own = [
-            f"{setting.name}: {json.dumps(setting.default)}"
+            f"{setting.name} {json.dumps(setting.default)}"
             for setting in one.settings
             if setting not in shared
         ]
         if kind is DECODE and "budget" in {setting.name for setting in one.settings}:
             own.append("and those of ranking")
-        cells = (one.summary, "\n".join(own), _kept(one), one.sharing, "\n".join(one.limits))
-        table.add_row(one.name, *map(Text, cells))
+        facts = Table.grid(padding=(0, 1))
+        facts.add_column(style="dim", no_wrap=True)
+        facts.add_column()
+        if own:
+            facts.add_row("settings", Text(", ".join(own)))
+        if one.sidecars:
+            facts.add_row("keeps", Text(_kept(one)))
+        facts.add_row("shares", Text(one.sharing.partition(".")[0]))
+        if one.limits:
+            facts.add_row("limits", Text("\n".join(one.limits)))
+        table.add_row(one.name, Group(Text(one.summary), facts))
     return table
 
 
