@@ -11,6 +11,8 @@ from headway.engine.memory_plan import plan_memory
 from headway.engine.messages import ModelInfo
 from headway.engine.pages import PageAllocator
 from headway.engine.prefix_cache import PrefixCache, prefill_identity, root_digest
+from headway.engine.profile.routing import head_routes
+from headway.engine.profile.served import check_profiles
 from headway.engine.recipes import Recipes
 from headway.engine.request import Sequence
 from headway.engine.runner import ModelRunner
@@ -31,7 +33,9 @@ def build(config: EngineConfig) -> Engine:
         )
     loaded = load(config.model)
     room = config.scheduler.max_step_tokens - config.scheduler.max_running
-    recipes = Recipes(config.recipe, loaded.specs, config.cache.page_size, room)
+    check_profiles(config.recipe, loaded)
+    routes = head_routes(config.recipe.heads, loaded)
+    recipes = Recipes(config.recipe, loaded.specs, config.cache.page_size, room, routes)
     plan = plan_memory(loaded, config, recipes.sidecars)
     kv_cache = KVCache(
         loaded.specs, plan.num_pages, plan.page_size, loaded.dtype, loaded.device, recipes.sidecars

@@ -13,7 +13,7 @@ from headway.engine.config import SchedulerConfig
 from headway.engine.config_section import nearest
 from headway.engine.errors import ConfigError
 from headway.engine.layer_spec import LayerSpec
-from headway.engine.methods.combination import why_not
+from headway.engine.methods.combination import why_no_routes, why_not
 from headway.engine.methods.decode.base import DecodeMethod
 from headway.engine.methods.kind import DECODE, PREFILL, Kind
 from headway.engine.methods.prefill.base import PrefillMethod
@@ -142,6 +142,8 @@ def _limits(method: DecodeMethod[Any] | PrefillMethod[Any], common: type[MethodS
             limits.append("Needs dense prefill.")
         elif method.observes:
             limits.append(f"Beside a prefill method, needs a dense_tail of {method.observes} tokens or more.")
+        if why_no_routes(method) is not None:
+            limits.append("Not together with recipe.heads.")
     else:
         against = [name for name in DECODE.names() if why_not(DECODE.make(DECODE.defaults(name)), method)]
         if against:

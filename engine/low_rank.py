@@ -1,10 +1,10 @@
 """Low-rank bases: the directions in which a layer's keys vary most (Loki, arXiv 2406.02542).
 
-A PCA of the keys after their rotation, for each layer and KV head. It comes from a file or, when none is
-given, from what a few runs of seeded random tokens leave in the cache: the same at every start. They stand
-at positions spread over the whole context, because a direction that turns slowly shows its variance only
-over long distances; Loki calibrates on a text corpus at 4,096 positions instead. That random tokens do as
-well is an inference.
+A PCA of the keys after their rotation, for each layer and KV head. It comes from a profile or another file
+or, when none is given, from what a few runs of seeded random tokens leave in the cache: the same at every
+start. They stand at positions spread over the whole context, because a direction that turns slowly shows its
+variance only over long distances; Loki calibrates on a text corpus at 4,096 positions instead. On needle
+random tokens do better than texts (docs/profiles.md); that they do elsewhere is an inference.
 
 Never from the prompt at hand, as Loki's text could be read: the projected keys of a page would depend on the
 request that wrote it, and the prefix cache could not hand it to another one.
@@ -22,10 +22,12 @@ from headway.engine import forward_context, latent
 from headway.engine.attention import PagedStep
 from headway.engine.cache import KVCache
 from headway.engine.errors import ConfigError
+from headway.engine.key_moments import KeyMoments, principal
 from headway.engine.latent import LatentProjection
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.loaded import LoadedModel
 from headway.engine.patch import attached
+from headway.engine.profile import artefact
 from headway.engine.sidecars import carries
 from headway.kernels.paged_attention import plan
 
@@ -63,10 +65,16 @@ def provide_bases(loaded: LoadedModel, cache: KVCache, max_context: int) -> None
 
 
 def _read(path: Path) -> dict[int, Tensor]:
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"basis: cannot read {path} as safetensors: {error}") from error
+    if artefact.exists(path):
+        profile = artefact.load(path)
+        if profile.facts.kind != "lowrank":
+            raise ConfigError(f"basis: {path} is a profile of kind {profile.facts.kind}; it must be lowrank")
+        tensors = {name: tensor for name, tensor in profile.tensors.items() if name.startswith("layers.")}
+    else:
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"basis: cannot read {path} as safetensors: {error}") from error
     layers = [name.removeprefix("layers.") for name in tensors]
     if not all(layer.isdecimal() for layer in layers):
         raise ConfigError(f"basis: {path} must hold tensors named layers.N and nothing else")
@@ -97,15 +105,19 @@ def _calibrate(loaded: LoadedModel, cache: KVCache, max_context: int) -> dict[in
     length = min(RUN_TOKENS, max_context, cache.num_pages * cache.page_size)
     generator = torch.Generator().manual_seed(0)
     latents = latent.projections(loaded.model)
-    keys: dict[int, list[Tensor]] = {spec.layer_idx: [] for spec in loaded.specs if carries(spec)}
+    moments = {
+        spec.layer_idx: KeyMoments(spec.num_kv_heads, spec.key_dim, loaded.device)
+        for spec in loaded.specs
+        if carries(spec)
+    }
     with attached(loaded.model), loaded.rope.attached():
         for start in torch.linspace(0, max_context - length, RUNS).long().tolist():
             tokens = torch.randint(loaded.vocab_size, (length,), generator=generator)
             _run(loaded, cache, latents, tokens, start, max_context)
-            for layer_idx, found in keys.items():
+            for layer_idx, seen in moments.items():
                 pages, _ = cache.pages(layer_idx)
-                found.append(pages[: -(-length // cache.page_size)].flatten(0, 1)[:length].cpu().double())
-    return {layer_idx: _principal(torch.cat(found)) for layer_idx, found in keys.items()}
+                seen.add(pages[: -(-length // cache.page_size)].flatten(0, 1)[:length])
+    return {layer_idx: principal(seen.covariance)[1].cpu() for layer_idx, seen in moments.items()}
 
 
 def _run(
@@ -131,13 +143,3 @@ def _run(
             use_cache=False,
             logits_to_keep=1,
         )
-
-
-def _principal(keys: Tensor) -> Tensor:
-    """Principal directions of keys [T, Hkv, D], fp64: [Hkv, D, D], the widest first.
-
-    About the mean: what all keys share adds the same to every score of a query.
-    """
-    centred = (keys - keys.mean(0)).transpose(0, 1)
-    directions: Tensor = torch.linalg.eigh(centred.transpose(1, 2) @ centred).eigenvectors
-    return directions.flip(-1)

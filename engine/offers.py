@@ -18,6 +18,7 @@ class Offers:
     """What requests may choose, as far as the configuration alone says it.
 
     Attributes:
+        heads: what heads stream, whatever a request chooses; None: none.
         sidecars: what is kept beside the pages for every method that is offered.
     """
 
@@ -29,6 +30,7 @@ class Offers:
         self.prefill: Offer[PrefillSettings, prefill.AnyMethod] = Offer(
             PREFILL, config.prefill, requests.prefill_methods or (), requests.max_budget
         )
+        self.heads = config.heads
         self.sidecars: frozenset[Sidecar] = self.decode.sidecars | self.prefill.sidecars
 
     def settings(

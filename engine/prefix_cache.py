@@ -36,7 +36,7 @@ def prefill_identity(sequence: Sequence) -> tuple[bytes, ...]:
     """Parts of the root that tell prefill recipes apart; none where the prompt is dense."""
     if sequence.prefill is None:
         return ()
-    recipe = {"settings": sequence.prefill.settings.model_dump(mode="json"), "granule": sequence.granule}
+    recipe = {**sequence.prefill.identity(), "granule": sequence.granule}
     return (json.dumps(recipe, sort_keys=True).encode(),)
 
 

@@ -8,7 +8,8 @@ from headway.engine.config_section import Positive, Section, WrongKeys, nearest
 from headway.engine.methods.combination import why_not
 from headway.engine.methods.kind import DECODE, PREFILL
 from headway.engine.selection.prefill_settings import PrefillSettings
-from headway.engine.selection.settings import DecodeSettings
+from headway.engine.selection.settings import Count, DecodeSettings
+from headway.engine.selection.settings import Positive as PositiveCount
 
 AnyDecode = Annotated[SerializeAsAny[DecodeSettings], BeforeValidator(DECODE.parse)]
 AnyPrefill = Annotated[SerializeAsAny[PrefillSettings], BeforeValidator(PREFILL.parse)]
@@ -33,11 +34,27 @@ class RequestsConfig(Section):
         return value
 
 
+class HeadsConfig(Section):
+    """Which KV heads read sinks and window only; the others read as `prefill` and `decode` say."""
+
+    profile: str = Field(description="A profile that scores the heads, made by `headway profile`.")
+    sparsity: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="Share of the KV heads that stream: those of the lowest scores."
+    )
+    sink_size: Count = Field(64, description="First tokens, which they always read.")
+    window_size: PositiveCount = Field(
+        256, description="Latest tokens, which they always read; in prefill, those before a tile."
+    )
+
+
 class RecipeConfig(Section):
     """How the model is served: what its layers read."""
 
     prefill: AnyPrefill = Field(PREFILL.defaults("dense"), description="Method and settings of prefill.")
     decode: AnyDecode = Field(DECODE.defaults("dense"), description="Method and settings of decode steps.")
+    heads: HeadsConfig | None = Field(
+        None, description="Routing of heads; default: all read as the methods say."
+    )
     requests: RequestsConfig = RequestsConfig()
 
     @model_validator(mode="after")

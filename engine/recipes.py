@@ -9,10 +9,12 @@ from headway.engine.layer_spec import LayerSpec
 from headway.engine.messages import Submit
 from headway.engine.methods import decode, prefill
 from headway.engine.methods.kind import Method, Settings
+from headway.engine.methods.routed import RoutedDecode, RoutedPrefill
 from headway.engine.offer import Offer
 from headway.engine.offers import Offers
 from headway.engine.recipe import RecipeConfig
 from headway.engine.request import granule_of
+from headway.engine.selection.head_route import HeadRoutes
 from headway.engine.sidecars import Sidecar
 
 
@@ -21,18 +23,24 @@ class Recipes:
 
     Args:
         room: tokens of a step that prompts can count on: a granule must fit.
+        routes: which heads stream, whatever the method; None: none.
 
     Raises:
         ConfigError: the model cannot be served that way.
     """
 
     def __init__(
-        self, config: RecipeConfig, specs: Sequence[LayerSpec], page_size: int, room: int | None = None
+        self,
+        config: RecipeConfig,
+        specs: Sequence[LayerSpec],
+        page_size: int,
+        room: int | None = None,
+        routes: HeadRoutes | None = None,
     ) -> None:
         self._offers = Offers(config)
         self._specs, self._page_size, self._room = specs, page_size, room
-        self._decode = _Served(self._offers.decode, self._check_decode)
-        self._prefill = _Served(self._offers.prefill, self._check_prefill)
+        self._decode = _Served(self._offers.decode, self._check_decode, RoutedDecode, routes)
+        self._prefill = _Served(self._offers.prefill, self._check_prefill, RoutedPrefill, routes)
 
     @property
     def sidecars(self) -> frozenset[Sidecar]:
@@ -63,13 +71,20 @@ class Recipes:
 
 
 class _Served(Generic[Settings, Method]):
-    """The methods of one kind that have passed `check`."""
+    """The methods of one kind that have passed `check`; with `routes`, what `routed` makes of each."""
 
-    def __init__(self, offer: Offer[Settings, Method], check: Callable[[Method], None]) -> None:
+    def __init__(
+        self,
+        offer: Offer[Settings, Method],
+        check: Callable[[Method], None],
+        routed: Callable[[Method, HeadRoutes], Method],
+        routes: HeadRoutes | None,
+    ) -> None:
         self._offer, self._check = offer, check
+        self._routed, self._routes = routed, routes
         self._checked = lru_cache(maxsize=1024)(self._make)
         for name in offer.methods:
-            if name == "dense":
+            if name == "dense" and routes is None:
                 continue
             try:
                 self._checked(offer.of(name))
@@ -80,8 +95,8 @@ class _Served(Generic[Settings, Method]):
                 raise ConfigError(f"recipe.requests.{offered}: {name} cannot be offered: {error}") from error
 
     def method(self, settings: Settings) -> Method | None:
-        """The method of these settings; None: dense."""
-        if settings.method == "dense":
+        """The method of these settings; None: dense in all heads."""
+        if settings.method == "dense" and self._routes is None:
             return None
         try:
             return self._checked(settings)
@@ -91,5 +106,7 @@ class _Served(Generic[Settings, Method]):
 
     def _make(self, settings: Settings) -> Method:
         method = self._offer.kind.make(settings)
+        if self._routes is not None:
+            method = self._routed(method, self._routes)
         self._check(method)
         return method

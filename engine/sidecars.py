@@ -127,6 +127,7 @@ class SidecarStore:
     ) -> None:
         self.kept = tuple(sorted(sidecars))
         self.bases: dict[Sidecar, dict[int, Tensor]] = {}
+        self._heads = slice(None)
         self._scales = {spec.layer_idx: spec.scale for spec in specs}
         self._tables: dict[int, dict[Sidecar, Tensor]] = {}
         for spec in specs:
@@ -142,7 +143,16 @@ class SidecarStore:
 
     def of(self, layer_idx: int) -> Mapping[Sidecar, Tensor]:
         """Tables [num_pages, rows, Hkv, numbers] of a layer; empty for one without sidecars."""
-        return self._tables.get(layer_idx, {})
+        tables = self._tables.get(layer_idx, {})
+        if self._heads == slice(None):
+            return tables
+        return {sidecar: table[:, :, self._heads] for sidecar, table in tables.items()}
+
+    def of_heads(self, kv_heads: slice) -> "SidecarStore":
+        """The same tables, of these KV heads alone."""
+        store = copy(self)
+        store._heads = kv_heads
+        return store
 
     def only(self, sidecars: Collection[Sidecar]) -> "SidecarStore":
         """The same tables, of these sidecars alone: what is written to it leaves the others as they are."""
@@ -178,6 +188,6 @@ class SidecarStore:
 
     def project(self, layer_idx: int, sidecar: Sidecar, rows: Tensor) -> Tensor:
         """Keys [T, Hkv, Dk] or queries [T, Hq, Dk] in the basis of a `low_rank` sidecar, same dtype."""
-        basis = self.bases[sidecar][layer_idx]
+        basis = self.bases[sidecar][layer_idx][self._heads]
         grouped = rows.view(rows.shape[0], basis.shape[0], -1, rows.shape[2])
         return torch.einsum("tgnd,gdr->tgnr", grouped, basis).flatten(1, 2)

@@ -45,6 +45,8 @@ def show(
     facts.add_row("plan", Text(info.plan))
     facts.add_row("prefill", Text(_recipe(offers.prefill)))
     facts.add_row("decode", Text(_recipe(offers.decode)))
+    if offers.heads is not None:
+        facts.add_row("heads", Text(f"{offers.heads.sparsity:.0%} of them stream, by {offers.heads.profile}"))
     facts.add_row("API", Text(f"{url}/v1   reference: {url}/docs   metrics: {url}/metrics"))
     facts.add_row("API keys", _access(config))
     if embedded:

@@ -18,6 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+PROFILE_KINDS = ("duo", "layers", "lowrank", "moments", "outliers", "retrieval", "sinks")
+"""`headway.engine.profile.names()`, which imports torch; a test compares them."""
+
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
@@ -184,6 +187,55 @@ def recipes(
         show_all(Console())
     else:
         show_one(Console(), method)
+
+
+@app.command()
+def profile(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the profiles are kept.", show_default=False)
+    ],
+    model: ModelArgument = None,
+    what: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND,…", help=f"What to measure, separated by commas: {', '.join(PROFILE_KINDS)}."
+        ),
+    ] = "retrieval",
+    settings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML file with settings by kind; default: each kind's own."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make again what stands in DIR already.")] = False,
+    config: ConfigOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    max_context: MaxContextOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure MODEL once, to serve it accordingly: which heads retrieve, what layers share.
+
+    Every kind becomes two files in DIR, and all of them one page, report.html. What stands there is kept.
+
+    [bold]Examples[/bold]
+
+    headway profile --what retrieval,sinks --out profiles/needle
+
+    headway profile Qwen/Qwen3-8B --out profiles/qwen3-8b --device cuda
+    """
+    # Here, because torch takes seconds to import and `headway --help` should not.
+    from headway.engine.config_section import load_yaml
+    from headway.server.profile import profile as make_profiles
+    from headway.server.settings import load_settings
+
+    overrides = _model_overrides(model, dtype, device, max_context, None, threads)
+    make_profiles(
+        load_settings(config, overrides).engine.model,
+        [kind.strip() for kind in what.split(",")],
+        {} if settings is None else load_yaml(settings),
+        out,
+        force=force,
+        console=Console(stderr=True),
+    )
 
 
 @app.command()

@@ -4,6 +4,16 @@ from headway.engine.methods.decode import AnyMethod as DecodeMethod
 from headway.engine.methods.prefill import AnyMethod as PrefillMethod
 
 
+def why_no_routes(decode: DecodeMethod) -> str | None:
+    """What keeps a decode method from serving some heads of a layer alone; begins as that of `why_not`."""
+    if decode.hands_on:
+        return (
+            f"method: {decode.settings.method} hands what a layer has chosen to another layer, whose heads "
+            "recipe.heads routes otherwise; leave recipe.heads out, or use another decode method"
+        )
+    return None
+
+
 def why_not(decode: DecodeMethod, prefill: PrefillMethod) -> str | None:
     """What keeps the two from serving together; it begins with a key of a recipe and a colon. None: nothing.
 

@@ -1,12 +1,13 @@
 """ChunkView: one layer of the paged cache, as a method sees it for one chunk of a prompt."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from headway.engine.layer_spec import LayerSpec
+from headway.engine.selection.head_route import HeadRun
 from headway.engine.sidecars import Sidecar, SidecarStore
 from headway.kernels.paged_attention import AttentionPlan
 
@@ -29,6 +30,17 @@ class ChunkView:
     num_prompt: int
     store: SidecarStore
     counted: list[Tensor] = field(default_factory=list)
+
+    def of_heads(self, run: HeadRun) -> "ChunkView":
+        """The same layer with these heads alone; it counts with this one."""
+        kv_heads = run.kv_heads
+        return replace(
+            self,
+            spec=run.spec,
+            key_cache=self.key_cache[:, :, kv_heads],
+            value_cache=self.value_cache[:, :, kv_heads],
+            store=self.store.of_heads(kv_heads),
+        )
 
     def count(self, pairs: Tensor) -> None:
         """Note how many pairs of a query and a key this layer reads, over all query heads."""

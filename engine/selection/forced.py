@@ -15,7 +15,14 @@ def attend_selection(
     query: Tensor, chunk: ChunkView, selection: PrefillSelection, settings: PrefillSettings
 ) -> tuple[Tensor, Tensor]:
     """Attention of a chunk's queries [T, Hq, Dk] over a selection and what is forced; out and lse [T, Hq]."""
-    spec, local = chunk.spec, local_from(chunk, selection, settings)
+    return attend_from(query, chunk, local_from(chunk, selection, settings), selection, settings)
+
+
+def attend_from(
+    query: Tensor, chunk: ChunkView, local: Tensor, selection: PrefillSelection, settings: PrefillSettings
+) -> tuple[Tensor, Tensor]:
+    """The same over sinks, spans, columns and what begins at `local`, int32 [H, tiles], and nothing else."""
+    spec = chunk.spec
     chunk.count(
         pairs(
             chunk.plan, query.shape[1], settings.tile, local, settings.sink_size,

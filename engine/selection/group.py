@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headway.engine.methods.decode.base import DecodeMethod
+from headway.engine.methods.decode.base import DecodeMethod, Part
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.layer_view import LayerView
 from headway.kernels.paged_attention import paged_attention, plan
@@ -18,13 +18,29 @@ Attended = tuple[Tensor, Tensor]
 
 def attend(query: Tensor, layer: LayerView, method: DecodeMethod[Any]) -> Tensor:
     """Attention of one query per sequence, [B, Hq, Dk] → [B, Hq, Dv], over what the method selects."""
-    layer_idx = layer.spec.layer_idx
-    if layer_idx < method.settings.dense_layers:
-        _count(layer, layer.plan.host_kv_lens)
+    everything = layer.spec.layer_idx < method.settings.dense_layers
+    parts = (Part(layer, slice(None), None),) if everything else method.parts(layer)
+    for member, length in zip(layer.step.stack.members, layer.plan.host_kv_lens, strict=True):
+        member.layer_steps += 1
+        member.context += length
+    if len(parts) == 1:
+        return _attend_part(query, parts[0], 1)
+    out = query.new_empty(*query.shape[:2], layer.value_cache.shape[3])
+    for part in parts:
+        share = part.layer.spec.num_heads / layer.spec.num_heads
+        out[:, part.heads] = _attend_part(query[:, part.heads], part, share)
+    return out
+
+
+def _attend_part(query: Tensor, part: Part, share: float) -> Tensor:
+    """`share`: what the part is of its layer."""
+    layer, method = part.layer, part.method
+    if method is None:
+        _count(layer, layer.plan.host_kv_lens, share)
         return _dense(query, layer)[0]
     selection = method.select(query, layer)
-    layer.step.handed[layer_idx] = selection
-    _count(layer, _tokens_read(selection, layer))
+    layer.step.handed[layer.spec.layer_idx] = selection
+    _count(layer, _tokens_read(selection, layer), share)
     own = method.attend(query, layer, selection)
     return attend_selected(query, layer, selection)[0] if own is None else own
 
@@ -101,13 +117,11 @@ def _tokens_read(selection: DecodeSelection, layer: LayerView) -> Sequence[int] 
     return counts if selection.dense is None else torch.where(selection.dense, lens, counts)
 
 
-def _count(layer: LayerView, read: Sequence[int] | Tensor) -> None:
-    """Add to the sequences' counters; what only the device knows waits there."""
-    stack, lens = layer.step.stack, layer.plan.host_kv_lens
+def _count(layer: LayerView, read: Sequence[int] | Tensor, share: float) -> None:
+    """Add to the sequences' counters what a part has read; what only the device knows waits there."""
+    stack = layer.step.stack
     if isinstance(read, Tensor):
-        stack.attended += read
-        read = [0] * len(lens)
-    for member, length, tokens in zip(stack.members, lens, read, strict=True):
-        member.layer_steps += 1
-        member.context += length
-        member.attended += tokens
+        stack.attended += read * share
+        return
+    for member, tokens in zip(stack.members, read, strict=True):
+        member.attended += tokens * share

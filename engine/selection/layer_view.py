@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.selection.decode_selection import DecodeSelection
+from headway.engine.selection.head_route import HeadRun
 from headway.engine.selection.state import Stack
 from headway.engine.sidecars import Sidecar, SidecarStore
 from headway.kernels.paged_attention import AttentionPlan
@@ -55,6 +56,7 @@ class LayerView:
 
     Attributes:
         key_cache, value_cache: [num_pages, page_size, Hkv, D].
+        run: begins the names of what is remembered; each run of heads has its own.
     """
 
     spec: LayerSpec
@@ -62,6 +64,7 @@ class LayerView:
     value_cache: Tensor
     step: GroupStep
     store: SidecarStore
+    run: str = ""
 
     @property
     def plan(self) -> AttentionPlan:
@@ -78,13 +81,27 @@ class LayerView:
         """Tables [num_pages, units, Hkv, numbers] of the layer that owns the keys."""
         return self.store.of(self.spec.kv_source)
 
+    def of_heads(self, run: HeadRun) -> "LayerView":
+        """The same layer with these heads alone."""
+        if run.whole:
+            return self
+        kv_heads = run.kv_heads
+        return LayerView(
+            run.spec,
+            self.key_cache[:, :, kv_heads],
+            self.value_cache[:, :, kv_heads],
+            self.step,
+            self.store.of_heads(kv_heads),
+            f"{kv_heads.start}-{kv_heads.stop} ",
+        )
+
     def get(self, name: str) -> Tensor | None:
         """What the method remembered under this name, [B, …]; zeros where a sequence is fresh."""
-        return self.step.stack.tensors.get((self.spec.layer_idx, name))
+        return self.step.stack.tensors.get((self.spec.layer_idx, self.run + name))
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Remember a tensor [B, …] until the sequences' next step; it is never written into."""
-        self.step.stack.tensors[self.spec.layer_idx, name] = tensor
+        self.step.stack.tensors[self.spec.layer_idx, self.run + name] = tensor
 
     def keep(self, name: str, tensor: Tensor, rows: Tensor) -> Tensor:
         """Remember `tensor` for the sequences `rows` (bool [B]) and what was there for the others.

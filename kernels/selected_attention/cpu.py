@@ -4,6 +4,8 @@ At the usual budgets fixed costs dominate (2-5 us for each PyTorch call, 25-80 u
 2048 tokens), so positions are worked out in numpy, and a list that all heads share copies whole units.
 """
 
+from math import gcd
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -95,6 +97,7 @@ class _Copies:
             size, strides = size[::-1], (strides[1], strides[0], strides[2])
         self.size, self.strides = size, strides  # of sequences and heads; and of tokens
         self.rows = torch.from_numpy(rows.reshape(-1))
+        self.spaced: tuple[list[int], Tensor] = [], self.rows
 
     def attend(
         self, query: Tensor, key_cache: Tensor, value_cache: Tensor, scale: float, softcap: float | None
@@ -135,14 +138,13 @@ class _Copies:
         """Keys or values `[*size, length, D]`, zero where hidden: unused cells may hold NaN."""
         dim = cache.shape[3]
         if cache.is_contiguous():
-            rows = cache if self.whole_pages else cache.view(-1, self.span * dim)
-            room = None
-            if SCRATCH_BYTES <= len(self.rows) * self.span * dim * cache.itemsize <= COPY_BYTES:
-                room = _scratch.take(name, (len(self.rows), *rows.shape[1:]), cache.dtype)
-            copied = torch.index_select(rows, 0, self.rows, out=room)
+            rows, chosen_rows = cache if self.whole_pages else cache.view(-1, self.span * dim), self.rows
         else:
-            cells = self.rows.unsqueeze(1) * self.span + torch.arange(self.span)
-            copied = cache[torch.unravel_index(cells, cache.shape[:3])]
+            rows, chosen_rows = self._evenly_spaced(cache)
+        room = None
+        if SCRATCH_BYTES <= chosen_rows.numel() * rows[0].numel() * cache.itemsize <= COPY_BYTES:
+            room = _scratch.take(name, (len(chosen_rows), *rows.shape[1:]), cache.dtype)
+        copied = torch.index_select(rows, 0, chosen_rows, out=room)
         if not multiplies_fast(cache.dtype):
             copied = copied.float()
         if self.hidden is not None:
@@ -151,6 +153,19 @@ class _Copies:
         return copied.as_strided(
             (*self.size, self.length, dim), (*(stride * dim for stride in self.strides), 1)
         )
+
+    def _evenly_spaced(self, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """A cache of any strides as rows `[N, D]`, which may overlap, and which of them are chosen."""
+        *strides, number = cache.stride()
+        step = gcd(*strides) or 1
+        last = sum((size - 1) * stride for size, stride in zip(cache.shape, strides, strict=False))
+        rows = cache.as_strided((last // step + 1, cache.shape[3]), (step, number), cache.storage_offset())
+        if strides != self.spaced[0]:  # values mostly lie like their keys
+            cells = self.rows.numpy()[:, None] * self.span + np.arange(self.span)
+            page, token, head = np.unravel_index(cells.ravel(), cache.shape[:3])
+            found = (page * strides[0] + token * strides[1] + head * strides[2]) // step
+            self.spaced = strides, torch.from_numpy(found)
+        return rows, self.spaced[1]
 
 
 def _softmax_attention(

@@ -14,7 +14,7 @@ from headway.server.settings import ServerConfig
 
 DOCUMENTS = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
-    *("docs/architecture.md", "docs/configuration.md", "docs/recipes.md", "docs/api.md"),
+    *("docs/architecture.md", "docs/configuration.md", "docs/recipes.md", "docs/profiles.md", "docs/api.md"),
 )
 
 

@@ -1,7 +1,9 @@
 """DecodeMethod: a named way to choose what a decode step reads."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -27,11 +29,13 @@ class DecodeMethod(Generic[Settings]):
             the prefix cache. 0: none.
         sees_all: it must see the queries of the whole prompt.
         degrades: what it has once left out it never reads again.
+        hands_on: a layer may read by what another one has chosen.
     """
 
     observes: int = 0
-    sees_all: ClassVar[bool] = False
+    sees_all: bool = False
     degrades: ClassVar[bool] = False
+    hands_on: ClassVar[bool] = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -47,6 +51,14 @@ class DecodeMethod(Generic[Settings]):
             ConfigError: begins with a setting's name and a colon; what does not fit, and what is allowed.
         """
 
+    def profiles(self) -> Mapping[str, Path]:
+        """Profiles it was told to read, by setting; they must be of the served model."""
+        return {}
+
+    def parts(self, layer: LayerView) -> "tuple[Part, ...]":
+        """The layer's heads, by what chooses for them."""
+        return (Part(layer, slice(None), self),)
+
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """What the queries [B, Hq, Dk] read; the tokens they belong to are stored already."""
         raise NotImplementedError
@@ -61,6 +73,15 @@ class DecodeMethod(Generic[Settings]):
         Called for a method that observes, in order of position; `layer` shows one sequence, up to the last
         of these tokens.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Query heads of a layer, as a layer of their own, and what chooses for them; None: they read all."""
+
+    layer: LayerView
+    heads: slice
+    method: DecodeMethod[Any] | None
 
 
 class RunSettings(BudgetSettings):

@@ -7,7 +7,7 @@ from headway.engine.selection.settings import DecodeSettings
 
 
 class Settings(DecodeSettings):
-    """Nothing is selected; the other settings have no effect."""
+    """Nothing is selected; the other settings tell only where other heads of a layer stream."""
 
     method: Literal["dense"] = "dense"
 

@@ -36,7 +36,7 @@ class Settings(BudgetSettings):
 class Method(DecodeMethod[Settings]):
     """Heavy hitters of each KV head."""
 
-    sees_all: ClassVar[bool] = True
+    sees_all = True
     degrades: ClassVar[bool] = True
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:

@@ -2,14 +2,15 @@
 
 A full layer attends to all tokens and hands on those that got most of its attention, a list for each KV
 head. A reuse layer reads the list of the nearest full layer before it and scores nothing. Which layers are
-full is a policy found offline; the one in force when none is given, the first two and every fourth one after
-them, is an inference from the paper's remark that the first layers stay full. The paper hands on blocks of
-128 tokens; here they are tokens. (Only its abstract and a digest were read; no code is published.)
+full is a policy found offline (`headway profile MODEL --what layers`); the one in force when none is given,
+the first two and every fourth one after them, is an inference from the paper's remark that the first layers
+stay full, and knows nothing of the model. The paper hands on blocks of 128 tokens; here they are tokens.
+(Only its abstract and a digest were read; no code is published.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -18,6 +19,7 @@ from torch import Tensor
 from headway.engine.errors import ConfigError
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode.base import DecodeMethod
+from headway.engine.profile import artefact
 from headway.engine.selection.choose import choose
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.layer_view import LayerView
@@ -42,7 +44,10 @@ class Settings(BudgetSettings):
         None,
         description="Layers that read everything; default: the first two and every fourth one after them.",
     )
-    policy: str | None = Field(None, description='JSON file {"full_layers": […]}, in place of full_layers.')
+    policy: str | None = Field(
+        None,
+        description='Profile of kind `layers` or JSON file {"full_layers": […]}, in place of full_layers.',
+    )
     reduce: Literal["max", "sum"] = Field(
         "max", description="How the attention of a group's query heads makes one list."
     )
@@ -62,9 +67,16 @@ class Method(DecodeMethod[Settings]):
         sources: of every layer that selects, the full layer whose list it reads; known once checked.
     """
 
+    hands_on: ClassVar[bool] = True
+
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.sources: dict[int, int] = {}
+
+    def profiles(self) -> Mapping[str, Path]:
+        """The policy, if a profile holds it."""
+        path = self.settings.policy
+        return {"policy": Path(path)} if path is not None and artefact.exists(Path(path)) else {}
 
     def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:  # noqa: ARG002
         """Find each layer's source; a reuse layer needs a full one with as many KV heads before it."""
@@ -118,6 +130,11 @@ class Method(DecodeMethod[Settings]):
 
 def _read(path: Path) -> Policy:
     try:
+        if artefact.exists(path):
+            facts = artefact.load(path).facts
+            if facts.kind != "layers":
+                raise ConfigError(f"policy: {path} is a profile of kind {facts.kind}; it must be layers")
+            return Policy.model_validate({"full_layers": facts.findings.get("full_layers")})
         return Policy.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise ConfigError(

@@ -7,7 +7,8 @@ chooses for its KV head, because lists of their own would read up to that many t
 reads a quarter of the context (`fraction: 0.25`) and forces neither sinks nor window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -16,6 +17,7 @@ from torch import Tensor
 from headway.engine.errors import ConfigError
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode.base import DecodeMethod
+from headway.engine.profile import artefact
 from headway.engine.selection.choose import choose
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.layer_view import LayerView
@@ -33,8 +35,8 @@ class Settings(BudgetSettings):
     )
     basis: str | None = Field(
         None,
-        description="safetensors file with `layers.N` [KV heads, head size, rank or more], columns "
-        "orthonormal, the widest first; default: computed at start from random tokens.",
+        description="Profile of kind `lowrank`, or safetensors file with `layers.N` [KV heads, head size, "
+        "rank or more], columns orthonormal, the widest first; default: from random tokens, at start.",
     )
 
 
@@ -48,6 +50,11 @@ class Method(DecodeMethod[Settings]):
     def sidecars(self) -> frozenset[Sidecar]:
         """Keys in the basis."""
         return frozenset({self._keys})
+
+    def profiles(self) -> Mapping[str, Path]:
+        """The basis, if a profile holds it."""
+        path = self.settings.basis
+        return {"basis": Path(path)} if path is not None and artefact.exists(Path(path)) else {}
 
     def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:  # noqa: ARG002
         """The rank must not exceed any key's size."""

@@ -56,7 +56,8 @@ class Method(DecodeMethod[Settings]):
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:  # noqa: ARG002
         """Tokens, one list."""
-        return DecodeSelection(layer.plan.memo("streaming", lambda: self._tokens(layer)), unit=1)
+        what = ("streaming", self.settings.sink_size, self.settings.window_size)
+        return DecodeSelection(layer.plan.memo(what, lambda: self._tokens(layer)), unit=1)
 
     def attend(self, query: Tensor, layer: LayerView, selection: DecodeSelection) -> Tensor | None:
         """With compact positions, sinks and window apart: only to the sinks the distance is another one."""

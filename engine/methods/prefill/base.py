@@ -1,7 +1,7 @@
 """PrefillMethod: a named way to choose what a chunk of a prompt reads."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ class PrefillMethod(Generic[Settings]):
             number of granules. If not, each chunk is one granule: it chooses by the chunk's last queries.
     """
 
-    row_local: ClassVar[bool] = True
+    row_local: bool = True
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -42,6 +42,10 @@ class PrefillMethod(Generic[Settings]):
     def sidecars(self) -> frozenset[Sidecar]:
         """What must be kept beside the pages."""
         return frozenset()
+
+    def identity(self) -> dict[str, Any]:
+        """What tells pages that it computed from others, beside the granule, as JSON holds it."""
+        return {"settings": self.settings.model_dump(mode="json")}
 
     def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:
         """Refuse a model that the settings do not fit.

@@ -1,0 +1,154 @@
+"""Routing by heads and layers on needle, alone and together with our own methods, in one run.
+
+    python -m benchmarks.heads [--quick] [--json FILE] [--context N]… [--task T]… [--count N]
+
+Each row is a way to serve: a share of the KV heads, by a profile in configs/profiles/needle, reads sinks and
+window only, the others everything or what `headway` chooses, in prefill and in decode. Answers are decoded
+step by step behind haystacks that were read in the same way. Times as in `benchmarks.prefill` (some chunks of
+one prompt) and `benchmarks.decode` (greedy steps behind it), ratios to our dense path: above 1 is faster.
+All KV is kept: `kv_bytes_ratio` is 1; `kv_read_share` is what decode steps read of it.
+"""
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.decode_cases import greedy
+from benchmarks.decode_session import PAGE_SIZE
+from benchmarks.prefill_cases import Document, Plan, Reader, Tally, documents, fill, read_samples
+from benchmarks.prefill_session import PrefillSession
+from benchmarks.serving import machine
+from headway.engine.config import ModelConfig
+from headway.engine.loaded import LoadedModel
+from headway.engine.loading import load
+from headway.engine.methods import decode, prefill
+from headway.engine.methods.kind import DECODE, PREFILL
+from headway.engine.methods.routed import RoutedDecode, RoutedPrefill
+from headway.engine.profile.routing import head_routes
+from headway.engine.recipe import HeadsConfig
+
+PROFILES = Path("configs/profiles/needle")
+ROOM = 4096
+"""Tokens kept free behind a document for questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A way to serve, and how often it was right."""
+
+    name: str
+    prefill: prefill.AnyMethod | None
+    decode: decode.AnyMethod | None
+    tally: Tally = field(default_factory=Tally)
+
+
+def serving(loaded: LoadedModel, methods: str, profile: str = "", sparsity: float = 0.0) -> Serving:
+    """`methods`, dense or headway, for the heads that a profile does not let stream."""
+    name = methods if not profile else f"{profile} {sparsity:g}, {methods}"
+    if methods == "dense" and not profile:
+        return Serving(name, None, None)
+    reads = PREFILL.make(PREFILL.parse({"method": methods, "dense_below": 2048}))
+    steps = {"method": methods, "dense_below": 0} | ({"budget": 512} if methods == "headway" else {})
+    decodes = DECODE.make(DECODE.parse(steps))
+    if profile:
+        routes = head_routes(HeadsConfig(profile=str(PROFILES / profile), sparsity=sparsity), loaded)
+        if routes is not None:
+            reads, decodes = RoutedPrefill(reads, routes), RoutedDecode(decodes, routes)
+    for method in (reads, decodes):
+        method.check(loaded.specs, PAGE_SIZE)
+    return Serving(name, reads, decodes)
+
+
+def answer(session: PrefillSession, found: list[Document], servings: list[Serving]) -> None:
+    """Every way reads every haystack and answers the questions behind it."""
+    for _, prefix, tails in found:
+        for one in servings:
+            sequence = session.prompt(prefix + tails[0][0], one.prefill)
+            for chunk in session.chunks(sequence):
+                session.read_chunk(sequence, *chunk)
+            for ask, right in tails:
+                prompt = prefix + ask
+                session.read_chunk(session.prompt(prompt, one.prefill), len(prefix), len(ask))
+                one.tally.add([session.decode(prompt, one.decode, forced=right).tokens == right])
+
+
+def measure(
+    session: PrefillSession, context: int, servings: list[Serving], plan: Plan, steps: int
+) -> Iterator[dict[str, Any]]:
+    """Rows of one context."""
+    found = documents(context, plan)
+    if context <= plan.whole_up_to:
+        answer(session, found, servings)
+    prompt = fill(session, context, found)
+    readers = [Reader(one.name, one.prefill) for one in servings]
+    read_samples(session, prompt, readers, plan)
+    timed = [greedy(session, prompt, one.decode, steps) for one in servings]
+    for one, reader, taken in zip(servings, readers, timed, strict=True):
+        yield {
+            "method": one.name,
+            "context": context,
+            "ttft_ratio_vs_dense": ratio(readers[0].seconds, reader.seconds),
+            "prefill_attention_ratio_vs_dense": ratio(readers[0].attention, reader.attention),
+            "step_ratio_vs_dense": ratio(timed[0].seconds, taken.seconds),
+            "decode_attention_ratio_vs_dense": ratio(timed[0].attention, taken.attention),
+            "kv_read_share": round(taken.usage.kv_read_share if taken.usage else 1.0, 3),
+            "kv_bytes_ratio": 1.0,
+            "accuracy_vs_dense": (
+                round(one.tally.right / servings[0].tally.right, 3) if servings[0].tally.right else None
+            ),
+            "right": f"{one.tally.right} of {one.tally.asked}",
+        }
+
+
+def ratio(theirs: list[float], ours: list[float]) -> float:
+    """Their median over ours."""
+    return round(statistics.median(theirs) / statistics.median(ours), 2)
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="One profile at 8k; ends within 50 s on two cores.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write rows and machine here.")] = None,
+    context: Annotated[list[int] | None, typer.Option(help="Tokens of a haystack.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Needle's tasks.")] = None,
+    count: Annotated[int, typer.Option(help="Questions per task.")] = 200,
+    steps: Annotated[int, typer.Option(help="Timed decode steps.")] = 48,
+    sampled: Annotated[int, typer.Option(min=2, help="Chunks that are timed.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="How often those are timed.")] = 3,
+) -> None:
+    """Measure and print the table."""
+    contexts = context or ([8192] if quick else [8192, 32_768, 131_072])
+    plan = Plan(task or ["some_keys", "many_keys", "key_value"], count, 1, 32_768, sampled, rounds)
+    profiles, sparsities, most = ("duo", "retrieval", "layers"), (0.25, 0.5, 0.75), 0.8
+    if quick:
+        plan, profiles, steps = Plan(["key_value"], 6, 1, 8192, 2, 1), ("layers",), 16
+    loaded = load(ModelConfig(name="needle", dtype="float32"))
+    wanted = [(profile, sparsity) for profile in profiles for sparsity in (*sparsities, most)]
+    methods = [serving(loaded, "dense"), serving(loaded, "headway")]
+    methods += [serving(loaded, "dense", *one) for one in wanted]
+    methods += [serving(loaded, "headway", profile, most) for profile in profiles]
+    kept = frozenset().union(
+        *(each.sidecars() for one in methods for each in (one.prefill, one.decode) if each)
+    )
+    session = PrefillSession(loaded, max(contexts) + ROOM, kept)
+    rows = []
+    for length in contexts:
+        fresh = [Serving(one.name, one.prefill, one.decode) for one in methods]
+        rows += measure(session, length, fresh, plan, steps)
+    session.close()
+    table = Table(*(name.replace("_ratio_vs_", " × ") for name in rows[0]))
+    for line in rows:
+        table.add_row(*("" if value is None else str(value) for value in line.values()))
+    Console(width=180).print(table)
+    if json_file:
+        json_file.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

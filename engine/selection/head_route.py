@@ -1,0 +1,76 @@
+"""HeadRoutes: which KV heads stream, that is read sinks and window only; methods choose for the others."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from headway.engine.layer_spec import LayerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRun:
+    """Neighbouring KV heads of one layer that read alike: views of query and cache, which nothing copies.
+
+    Attributes:
+        spec: the layer, as if it had no other heads.
+        kv_heads, heads: which KV heads and query heads of it these are.
+        whole: they are all.
+    """
+
+    spec: LayerSpec
+    kv_heads: slice
+    heads: slice
+    streams: bool
+    whole: bool
+
+
+class HeadRoutes:
+    """The heads of one model.
+
+    Args:
+        streaming: by layer_idx, the KV heads that stream; a layer that is missing has none.
+
+    Attributes:
+        sink_size, window_size: tokens that those read.
+        identity: what tells these routes from others, as JSON holds it.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[LayerSpec],
+        streaming: Mapping[int, Collection[int]],
+        sink_size: int,
+        window_size: int,
+    ) -> None:
+        self.sink_size, self.window_size = sink_size, window_size
+        self.identity: dict[str, Any] = {
+            "streaming": {layer: sorted(heads) for layer, heads in sorted(streaming.items()) if heads},
+            "sink_size": sink_size,
+            "window_size": window_size,
+        }
+        self._runs = {spec.layer_idx: tuple(_runs(spec, streaming.get(spec.layer_idx, ()))) for spec in specs}
+
+    def __bool__(self) -> bool:
+        return any(run.streams for runs in self._runs.values() for run in runs)
+
+    def runs(self, spec: LayerSpec) -> tuple[HeadRun, ...]:
+        """The heads of a layer in order; one run where all are alike."""
+        return self._runs[spec.layer_idx]
+
+
+def _runs(spec: LayerSpec, streaming: Collection[int]) -> list[HeadRun]:
+    runs = []
+    group = spec.num_heads // spec.num_kv_heads
+    for streams, members in groupby(range(spec.num_kv_heads), lambda head: head in streaming):
+        first, *_ = found = list(members)
+        kv_heads = slice(first, first + len(found))
+        heads = slice(first * group, kv_heads.stop * group)
+        shape = replace(
+            spec,
+            num_heads=len(found) * group,
+            num_kv_heads=len(found),
+            sinks=None if spec.sinks is None else spec.sinks[heads],
+        )
+        runs.append(HeadRun(shape, kv_heads, heads, streams, len(found) == spec.num_kv_heads))
+    return runs
