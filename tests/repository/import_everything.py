@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers.masking_utils
+import transformers.modeling_layers
 import transformers.modeling_rope_utils
 import transformers.modeling_utils  # noqa: F401 - loaded so that it is watched
 from transformers import AttentionInterface, AttentionMaskInterface

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from pydantic import BaseModel
 
@@ -19,13 +20,19 @@ DOCUMENTS = (
 
 
 def defaults(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, default as JSON) of every key."""
+    """(dotted key, default as JSON) of every key that has one, those of optional sections included."""
     for name, field in schema.model_fields.items():
+        if field.is_required():
+            continue
         default = field.get_default(call_default_factory=True)
         if isinstance(default, BaseModel):
             yield from defaults(type(default), f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", json.dumps(default)
+        if default is None:
+            for section in get_args(field.annotation):
+                if isinstance(section, type) and issubclass(section, BaseModel):
+                    yield from defaults(section, f"{prefix}{name}.")
 
 
 def test_every_key_is_documented_with_its_default(root: Path) -> None:
