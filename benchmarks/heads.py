@@ -71,11 +71,12 @@ def answer(session: PrefillSession, found: list[Document], servings: list[Servin
     for _, prefix, tails in found:
         for one in servings:
             sequence = session.prompt(prefix + tails[0][0], one.prefill)
+            kept = one.decode.sidecars() if one.decode else frozenset()
             for chunk in session.chunks(sequence):
-                session.read_chunk(sequence, *chunk)
+                session.read_chunk(sequence, *chunk, also=kept)
             for ask, right in tails:
                 prompt = prefix + ask
-                session.read_chunk(session.prompt(prompt, one.prefill), len(prefix), len(ask))
+                session.read_chunk(session.prompt(prompt, one.prefill), len(prefix), len(ask), also=kept)
                 one.tally.add([session.decode(prompt, one.decode, forced=right).tokens == right])
 
 
@@ -116,6 +117,7 @@ def main(
     quick: Annotated[bool, typer.Option(help="One profile at 8k; ends within 50 s on two cores.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write rows and machine here.")] = None,
     context: Annotated[list[int] | None, typer.Option(help="Tokens of a haystack.")] = None,
+    profile: Annotated[list[str] | None, typer.Option(help="Only these of `headway profile`.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Needle's tasks.")] = None,
     count: Annotated[int, typer.Option(help="Questions per task.")] = 200,
     steps: Annotated[int, typer.Option(help="Timed decode steps.")] = 48,
@@ -125,9 +127,10 @@ def main(
     """Measure and print the table."""
     contexts = context or ([8192] if quick else [8192, 32_768, 131_072])
     plan = Plan(task or ["some_keys", "many_keys", "key_value"], count, 1, 32_768, sampled, rounds)
-    profiles, sparsities, most = ("duo", "retrieval", "layers"), (0.25, 0.5, 0.75), 0.8
+    profiles, sparsities, most = profile or ["duo", "retrieval", "layers"], (0.25, 0.5, 0.75), 0.8
     if quick:
-        plan, profiles, steps = Plan(["key_value"], 6, 1, 8192, 2, 1), ("layers",), 16
+        plan, steps = Plan(["key_value"], 6, 1, 8192, 2, 1), 16
+        profiles, sparsities = ["layers"], (0.5,)
     loaded = load(ModelConfig(name="needle", dtype="float32"))
     wanted = [(profile, sparsity) for profile in profiles for sparsity in (*sparsities, most)]
     methods = [serving(loaded, "dense"), serving(loaded, "headway")]

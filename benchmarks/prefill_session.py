@@ -12,6 +12,7 @@ from headway.engine.batch import Batch, Chunk
 from headway.engine.methods.prefill import AnyMethod
 from headway.engine.request import Sequence, granule_of
 from headway.engine.selection.prompt_reads import PromptReads
+from headway.engine.sidecars import Sidecar
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,18 @@ class PrefillSession(Session):
         method = sequence.prefill
         return sampled(chunks, count, None if method is None else method.settings.dense_below)
 
-    def read_chunk(self, sequence: Sequence, start: int, length: int) -> ChunkCost:
-        """Read one chunk behind what is in the cache already; the last one gives the first token."""
+    def read_chunk(
+        self, sequence: Sequence, start: int, length: int, also: frozenset[Sidecar] = frozenset()
+    ) -> ChunkCost:
+        """Read one chunk behind what is in the cache already; the last one gives the first token.
+
+        Written beside the KV are the method's sidecars, and `also`.
+        """
         method = sequence.prefill
+        sidecars = also if method is None else also | method.sidecars()
         sequence.prompt_reads = PromptReads()
         chunk = Chunk(sequence, start, length, samples=start + length == sequence.num_prompt)
-        with self.keeping(frozenset() if method is None else method.sidecars()), timed_attention() as inside:
+        with self.keeping(sidecars), timed_attention() as inside:
             began = time.perf_counter()
             self.runner.run(Batch((chunk,)))
             seconds = time.perf_counter() - began

@@ -24,8 +24,8 @@ from headway.engine.selection.chunk_rows import plan_of, selecting_rows
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.forced import attend_selection
 from headway.engine.selection.prefill_selection import PrefillSelection
-from headway.engine.selection.prefill_settings import PrefillSettings
-from headway.engine.selection.settings import Positive, ServersOwn
+from headway.engine.selection.prefill_settings import PrefillSettings, gate
+from headway.engine.selection.settings import Count, Positive, ServersOwn
 from headway.kernels.margin_columns import margin_columns
 from headway.kernels.tile_attention import tile_attention
 
@@ -34,6 +34,7 @@ class Settings(PrefillSettings):
     """A larger theta reads more keys."""
 
     method: Literal["anchor"] = "anchor"
+    dense_below: Count = gate(16_384)
     theta: float = Field(
         12.0, description="How far below the anchor a key may score and still be read, in natural logarithms."
     )

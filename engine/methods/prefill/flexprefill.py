@@ -25,6 +25,7 @@ from headway.engine.selection.blocks import candidates, pooled_scores
 from headway.engine.selection.chunk_probe import ProbeSettings, probe
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.prefill_selection import PrefillSelection
+from headway.engine.selection.prefill_settings import gate
 from headway.engine.selection.settings import Count, Positive
 from headway.engine.selection.slashes import (
     band_cells,
@@ -42,6 +43,7 @@ class Settings(ProbeSettings):
     """A higher gamma reads more; a higher tau trusts the mean vectors of more heads."""
 
     method: Literal["flexprefill"] = "flexprefill"
+    dense_below: Count = gate(32_768)
     gamma: float = Field(
         0.95, gt=0, le=1.01, description="Share of the attention to read; above 1: everything."
     )

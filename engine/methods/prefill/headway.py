@@ -22,8 +22,8 @@ from headway.engine.methods.prefill.base import PrefillMethod
 from headway.engine.selection.blocks import best_blocks, candidates, pooled_scores, spans_of
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.prefill_selection import PrefillSelection
-from headway.engine.selection.prefill_settings import PrefillSettings
-from headway.engine.selection.settings import Positive
+from headway.engine.selection.prefill_settings import PrefillSettings, gate
+from headway.engine.selection.settings import Count, Positive
 
 PIECE = 16_384
 """Keys scored at once, about: what a tile's scores of them take stays in a CPU's cache."""
@@ -33,6 +33,7 @@ class Settings(PrefillSettings):
     """`budget` tokens are read beside sinks and window."""
 
     method: Literal["headway"] = "headway"
+    dense_below: Count = gate(4096)
     budget: Positive = Field(1024, description="Tokens that each query head and tile choose.")
     block: Positive = Field(32, description="Keys that are chosen together.")
 

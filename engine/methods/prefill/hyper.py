@@ -27,7 +27,7 @@ from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.forced import attend_selection
 from headway.engine.selection.hashed_attention import hashed_attention
 from headway.engine.selection.prefill_selection import PrefillSelection
-from headway.engine.selection.prefill_settings import PrefillSettings
+from headway.engine.selection.prefill_settings import PrefillSettings, gate
 from headway.engine.selection.settings import Count, Positive, ServersOwn
 from headway.kernels.merge_states import merge_states
 
@@ -36,6 +36,7 @@ class Settings(PrefillSettings):
     """More samples and larger blocks are nearer to dense attention."""
 
     method: Literal["hyper"] = "hyper"
+    dense_below: Count = gate(16_384)
     min_length: Count = Field(4096, description="Up to so many earlier keys are read exactly.")
     block: Annotated[Positive, ServersOwn] = Field(256, description="Keys of a block, at least.")
     samples: Annotated[Positive, ServersOwn] = Field(256, description="Keys drawn for the rest.")

@@ -19,8 +19,8 @@ from headway.engine.methods.prefill.base import PrefillMethod
 from headway.engine.selection.blocks import best_blocks, candidates, pooled_scores, spans_of
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.prefill_selection import PrefillSelection
-from headway.engine.selection.prefill_settings import PrefillSettings
-from headway.engine.selection.settings import Positive, ServersOwn
+from headway.engine.selection.prefill_settings import PrefillSettings, gate
+from headway.engine.selection.settings import Count, Positive, ServersOwn
 from headway.engine.sidecars import Sidecar
 
 
@@ -28,6 +28,7 @@ class Settings(PrefillSettings):
     """`top_k * block` tokens are read beside sinks and window."""
 
     method: Literal["moba"] = "moba"
+    dense_below: Count = gate(4096)
     block: Annotated[Positive, ServersOwn] = Field(
         64, description="Tokens that one mean stands for; parts of a page, or pages."
     )

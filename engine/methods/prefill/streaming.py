@@ -13,7 +13,7 @@ from torch import Tensor
 from headway.engine.methods.prefill.base import PrefillMethod
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.prefill_selection import PrefillSelection
-from headway.engine.selection.prefill_settings import PrefillSettings
+from headway.engine.selection.prefill_settings import PrefillSettings, gate
 from headway.engine.selection.settings import Count
 
 
@@ -21,6 +21,7 @@ class Settings(PrefillSettings):
     """The window is `window_size` tokens before each tile of queries."""
 
     method: Literal["streaming"] = "streaming"
+    dense_below: Count = gate(2048)
     window_size: Count = Field(1024, description="Tokens before a tile of queries, always read.")
 
 

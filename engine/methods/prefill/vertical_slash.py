@@ -20,6 +20,7 @@ from headway.engine.methods.prefill.base import PrefillMethod
 from headway.engine.selection.chunk_probe import ProbeSettings, probe
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.prefill_selection import PrefillSelection
+from headway.engine.selection.prefill_settings import gate
 from headway.engine.selection.settings import Count
 from headway.engine.selection.slashes import (
     band_cells,
@@ -37,6 +38,7 @@ class Settings(ProbeSettings):
     """A column costs one key for each row, a band of diagonals about `tile`."""
 
     method: Literal["vertical_slash"] = "vertical_slash"
+    dense_below: Count = gate(16_384)
     columns: Count = Field(2048, description="Keys that every row reads beside sinks and window.")
     slashes: Count = Field(512, description="Diagonals beyond the window, rounded up to bands of 16.")
 

@@ -17,8 +17,8 @@ from headway.engine.methods.prefill.base import PrefillMethod
 from headway.engine.selection.blocks import candidates, covering_blocks, spans_of
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.prefill_selection import PrefillSelection
-from headway.engine.selection.prefill_settings import PrefillSettings
-from headway.engine.selection.settings import Positive, ServersOwn
+from headway.engine.selection.prefill_settings import PrefillSettings, gate
+from headway.engine.selection.settings import Count, Positive, ServersOwn
 from headway.kernels.antidiagonal import antidiagonal_mass
 
 
@@ -26,6 +26,7 @@ class Settings(PrefillSettings):
     """A block is `tile` queries by `tile` keys."""
 
     method: Literal["xattention"] = "xattention"
+    dense_below: Count = gate(32_768)
     stride: Annotated[Positive, ServersOwn] = Field(
         16, description="Tokens that share a score; a divisor of tile, 1: exact masses."
     )
