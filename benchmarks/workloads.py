@@ -58,8 +58,8 @@ FULL = [
 QUICK = [
     Case("needle, 1 short", "needle", 1, 256, 48),
     Case("needle, 16 short", "needle", 16, 256, 32),
-    Case("needle, first question on 4k", "needle", 1, 4096, 8),
-    Case("needle, second question on 4k", "needle", 1, 4096, 8, second_question=True),
+    Case("needle, first question on 2k", "needle", 1, 2048, 8),
+    Case("needle, second question on 2k", "needle", 1, 2048, 8, second_question=True),
 ]
 
 
