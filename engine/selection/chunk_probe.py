@@ -6,12 +6,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from headway.engine.selection.chunk_view import ChunkView
-from headway.engine.selection.prefill_settings import PrefillSettings
+from headway.engine.selection.prefill_settings import ChunkSettings
 from headway.engine.selection.settings import Positive, ServersOwn
 from headway.kernels.last_queries import last_queries
 
 
-class ProbeSettings(PrefillSettings):
+class ProbeSettings(ChunkSettings):
     """Settings of methods that choose for a whole chunk by its last queries."""
 
     chunk: Annotated[Positive, ServersOwn] = Field(

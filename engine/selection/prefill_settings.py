@@ -23,3 +23,9 @@ class PrefillSettings(MethodSettings):
     tile: Annotated[Positive, ServersOwn] = Field(
         128, description="Queries that read the same keys; not a request's to choose."
     )
+
+
+class ChunkSettings(PrefillSettings):
+    """Settings of methods that choose for a whole chunk at once."""
+
+    chunk: Annotated[Positive, ServersOwn]

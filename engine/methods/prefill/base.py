@@ -6,10 +6,11 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from headway.engine.layer_spec import LayerSpec
+from headway.engine.selection.chunk_rows import selecting_rows
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.forced import attend_selection
 from headway.engine.selection.prefill_selection import PrefillSelection
-from headway.engine.selection.prefill_settings import PrefillSettings
+from headway.engine.selection.prefill_settings import ChunkSettings, PrefillSettings
 from headway.engine.sidecars import Sidecar
 
 Settings = TypeVar("Settings", bound=PrefillSettings)
@@ -64,4 +65,20 @@ class PrefillMethod(Generic[Settings]):
         A method that attends in its own way tells `chunk.count` what it reads; `pairs` counts that for the
         arguments of a `tile_attention`.
         """
-        return attend_selection(query, chunk, self.select(query, chunk), self.settings)
+        some = selecting_rows(chunk, self.settings)  # none where only a question is new
+        selection = self.select(query, chunk) if some else PrefillSelection()
+        return attend_selection(query, chunk, selection, self.settings)
+
+
+Chunks = TypeVar("Chunks", bound=ChunkSettings)
+
+
+class ChunkMethod(PrefillMethod[Chunks]):
+    """Chooses for a whole chunk at once: prompt-global."""
+
+    row_local = False
+
+    @property
+    def granule(self) -> int:
+        """A chunk."""
+        return self.settings.chunk

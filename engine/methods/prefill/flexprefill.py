@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import pad
 
-from headway.engine.methods.prefill.base import PrefillMethod
+from headway.engine.methods.prefill.base import ChunkMethod
 from headway.engine.selection.blocks import candidates, pooled_scores
 from headway.engine.selection.chunk_probe import ProbeSettings, probe
 from headway.engine.selection.chunk_view import ChunkView
@@ -66,15 +66,8 @@ class Settings(ProbeSettings):
         return self
 
 
-class Method(PrefillMethod[Settings]):
+class Method(ChunkMethod[Settings]):
     """Blocks, or columns and diagonals, for each query head."""
-
-    row_local = False
-
-    @property
-    def granule(self) -> int:
-        """A chunk."""
-        return self.settings.chunk
 
     def select(self, query: Tensor, chunk: ChunkView) -> PrefillSelection:
         """Spans of the cells of blocks and bands, and the columns beside them."""

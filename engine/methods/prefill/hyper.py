@@ -21,18 +21,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from headway.engine.methods.prefill.base import PrefillMethod
+from headway.engine.methods.prefill.base import ChunkMethod
 from headway.engine.selection.chunk_rows import selecting_rows
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.forced import attend_selection
 from headway.engine.selection.hashed_attention import hashed_attention
 from headway.engine.selection.prefill_selection import PrefillSelection
-from headway.engine.selection.prefill_settings import PrefillSettings, gate
+from headway.engine.selection.prefill_settings import ChunkSettings, gate
 from headway.engine.selection.settings import Count, Positive, ServersOwn
 from headway.kernels.merge_states import merge_states
 
 
-class Settings(PrefillSettings):
+class Settings(ChunkSettings):
     """More samples and larger blocks are nearer to dense attention."""
 
     method: Literal["hyper"] = "hyper"
@@ -45,15 +45,8 @@ class Settings(PrefillSettings):
     seed: Annotated[Count, ServersOwn] = Field(0, description="Of projections and samples.")
 
 
-class Method(PrefillMethod[Settings]):
+class Method(ChunkMethod[Settings]):
     """An exact part, a hashed part and a sampled part, merged by their log-sum-exp."""
-
-    row_local = False
-
-    @property
-    def granule(self) -> int:
-        """A chunk."""
-        return self.settings.chunk
 
     def attend(self, query: Tensor, chunk: ChunkView) -> tuple[Tensor, Tensor]:
         """All rows exactly over what is near, then those that select over what is between."""

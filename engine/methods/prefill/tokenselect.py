@@ -18,18 +18,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from headway.engine.methods.prefill.base import PrefillMethod
+from headway.engine.methods.prefill.base import ChunkMethod
 from headway.engine.selection.chunk_rows import plan_of
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.mass import log_mass
 from headway.engine.selection.prefill_selection import PrefillSelection
-from headway.engine.selection.prefill_settings import PrefillSettings
+from headway.engine.selection.prefill_settings import ChunkSettings
 from headway.engine.selection.settings import Positive, ServersOwn
 from headway.kernels.top_k import top_k
 from headway.kernels.unit_scores import unit_scores
 
 
-class Settings(PrefillSettings):
+class Settings(ChunkSettings):
     """Larger budgets read more tokens; smaller chunks choose more often."""
 
     method: Literal["tokenselect"] = "tokenselect"
@@ -42,15 +42,8 @@ class Settings(PrefillSettings):
     )
 
 
-class Method(PrefillMethod[Settings]):
+class Method(ChunkMethod[Settings]):
     """A list of the whole layer, made anew for every chunk."""
-
-    row_local = False
-
-    @property
-    def granule(self) -> int:
-        """A chunk."""
-        return self.settings.chunk
 
     def select(self, query: Tensor, chunk: ChunkView) -> PrefillSelection:
         """Columns for all heads and tiles."""

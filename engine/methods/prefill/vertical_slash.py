@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from headway.engine.methods.prefill.base import PrefillMethod
+from headway.engine.methods.prefill.base import ChunkMethod
 from headway.engine.selection.chunk_probe import ProbeSettings, probe
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.prefill_selection import PrefillSelection
@@ -43,15 +43,8 @@ class Settings(ProbeSettings):
     slashes: Count = Field(512, description="Diagonals beyond the window, rounded up to bands of 16.")
 
 
-class Method(PrefillMethod[Settings]):
+class Method(ChunkMethod[Settings]):
     """The best columns and diagonals for each query head."""
-
-    row_local = False
-
-    @property
-    def granule(self) -> int:
-        """A chunk."""
-        return self.settings.chunk
 
     def select(self, query: Tensor, chunk: ChunkView) -> PrefillSelection:
         """Spans of a band's cells, and the columns beside them."""
