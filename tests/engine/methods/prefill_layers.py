@@ -10,6 +10,7 @@ from torch import Tensor
 from headway.engine.cache import KVCache
 from headway.engine.methods.prefill import AnyMethod
 from headway.engine.selection.chunk_view import ChunkView
+from headway.engine.selection.prefill_settings import PrefillSettings
 from headway.engine.sidecars import WrittenPages
 from headway.kernels.paged_attention import paged_attention, plan
 from headway.kernels.store_kv import store_kv
@@ -81,11 +82,25 @@ def dense(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return paged_attention(query, *caches, whole, scale=spec().scale)
 
 
-def read_counts(method: AnyMethod, query: Tensor, key: Tensor, granules: int = 1) -> tuple[Tensor, int]:
-    """float64 [Hq, N, N]: how often row i reads key j, by values that name their keys; and `pairs`."""
+def read_counts(
+    method: AnyMethod, query: Tensor, key: Tensor, granules: int = 1, *,
+    softcap: float | None = None, sinks: Tensor | None = None,
+) -> tuple[Tensor, int]:  # fmt: skip
+    """float64 [Hq, N, N]: how often row i reads key j, a sample for what it stands for; and the pairs."""
     names = torch.eye(len(query)).unsqueeze(1).expand(-1, key.shape[1], -1)
-    done = prefill(method, query, key, names, granules)
+    done = prefill(method, query, key, names, granules, softcap=softcap, sinks=sinks)
     weights = done.out.double() * done.lse.double().exp().unsqueeze(-1)
+    return weights.transpose(0, 1) / logits(query, key, softcap).exp(), done.pairs
+
+
+def logits(query: Tensor, key: Tensor, softcap: float | None = None) -> Tensor:
+    """float64 [Hq, T, N] of queries [T, Hq, D] and keys [N, Hkv, D]."""
     every = key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = torch.einsum("thd,nhd->htn", query.double(), every) * spec().scale
-    return weights.transpose(0, 1) / scores.exp(), done.pairs
+    return scores if softcap is None else softcap * (scores / softcap).tanh()
+
+
+def dense_rows(length: int, settings: PrefillSettings) -> Tensor:
+    """bool [N]: rows of tiles that read everything."""
+    starts = torch.arange(length) // settings.tile * settings.tile
+    return (starts < settings.dense_below) | (starts + settings.tile > length - settings.dense_tail)

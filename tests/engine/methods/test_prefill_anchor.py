@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from headway.engine.methods.prefill.anchor import Method, Settings
 
 from .layers import DIM, HEADS, KV_HEADS, randn
-from .prefill_layers import prompt
-from .read_weights import dense_rows, logits, read_weights
+from .prefill_layers import dense_rows, logits, prompt, read_counts
 
 TILE, STEP = 8, 2
 BLOCK = TILE * STEP
@@ -67,7 +66,7 @@ def margins(query, key, settings: Settings, softcap=None, sinks=None):
 def check(query, key, granules: int, softcap=None, sinks=None, **wanted) -> float:
     """The weights are what the margins say; returns the share of what is left to choose that is read."""
     chosen = method(**wanted)
-    weights, pairs = read_weights(chosen, query, key, granules, softcap=softcap, sinks=sinks)
+    weights, pairs = read_counts(chosen, query, key, granules, softcap=softcap, sinks=sinks)
     margin = margins(query, key, chosen.settings, softcap, sinks)
     decided = margin.abs() > 1e-3
     torch.testing.assert_close(weights[decided], (margin > 0).double()[decided], atol=1e-3, rtol=0)
@@ -79,7 +78,7 @@ def check(query, key, granules: int, softcap=None, sinks=None, **wanted) -> floa
 @hypothesis_settings(deadline=None, max_examples=40)
 @given(length=st.sampled_from(LENGTHS), granules=st.integers(1, 3), forced=forced, seed=st.integers(0, 99))
 def test_every_causal_pair_is_read_once_without_a_margin(length, granules, forced, seed):
-    weights, pairs = read_weights(method(theta=1e6, **forced), *prompt(length, seed)[:2], granules)
+    weights, pairs = read_counts(method(theta=1e6, **forced), *prompt(length, seed)[:2], granules)
     expected = torch.ones(length, length, dtype=torch.float64).tril().expand_as(weights)
     torch.testing.assert_close(weights, expected, atol=1e-3, rtol=0)
     assert pairs == expected.sum()
@@ -89,7 +88,7 @@ def test_every_causal_pair_is_read_once_without_a_margin(length, granules, force
 @given(length=st.sampled_from(LENGTHS), granules=st.integers(1, 3), forced=forced, seed=st.integers(0, 99))
 def test_nothing_but_the_first_pass_is_read_below_every_score(length, granules, forced, seed):
     chosen = method(theta=-1e6, **forced)
-    weights, pairs = read_weights(chosen, *prompt(length, seed)[:2], granules)
+    weights, pairs = read_counts(chosen, *prompt(length, seed)[:2], granules)
     expected = always(length, chosen.settings).double().expand_as(weights)
     torch.testing.assert_close(weights, expected, atol=1e-3, rtol=0)
     assert pairs == expected.sum()
@@ -107,7 +106,7 @@ def test_a_key_is_read_where_it_comes_near_the_anchor(facts, wanted):
 def test_a_needle_is_found_and_noise_is_left():
     query, key = 0.1 * randn(9 * BLOCK, HEADS, DIM), 0.1 * randn(9 * BLOCK, KV_HEADS, DIM, seed=1)
     key[10], query[-20] = 8.0, 8.0  # one row asks; the mean query of its tile still stands out
-    weights, _ = read_weights(method(theta=1.0), query, key, 100)
+    weights, _ = read_counts(method(theta=1.0), query, key, 100)
     asking = weights[:, -20]
     torch.testing.assert_close(asking[:, 10], torch.ones(HEADS, dtype=torch.float64), atol=1e-3, rtol=0)
     assert asking[:, 20:100].sum() < 0.5

@@ -12,8 +12,7 @@ from headway.engine.methods.prefill.hyper import Method, Settings
 from headway.engine.selection.hashed_attention import hashed_attention
 
 from .layers import DIM, HEADS, randn, spec
-from .prefill_layers import prefill, prompt
-from .read_weights import dense_rows, read_weights
+from .prefill_layers import dense_rows, prefill, prompt, read_counts
 
 TILE, CHUNK = 8, 24
 PLAIN = {
@@ -86,7 +85,7 @@ def test_alike_queries_and_keys_meet_in_a_block():
 def test_over_many_seeds_every_row_reads_as_much_as_there_is():
     """Seeds change the projections too. What one key weighs is settled by `test_over_all_draws...`."""
     query, key, _ = prompt(LENGTH)
-    runs = torch.stack([read_weights(method(seed=seed), query, key)[0] for seed in range(60)])
+    runs = torch.stack([read_counts(method(seed=seed), query, key)[0] for seed in range(60)])
     far = torch.zeros(LENGTH, LENGTH, dtype=torch.bool)
     for start in range(CHUNK, LENGTH, CHUNK):
         far[start : start + CHUNK, 3 : start - 5] = True
@@ -103,7 +102,7 @@ def test_over_many_seeds_every_row_reads_as_much_as_there_is():
 
 
 def test_a_drawn_key_of_the_block_counts_once():
-    weights, _ = read_weights(method(samples=500), *prompt(LENGTH)[:2])
+    weights, _ = read_counts(method(samples=500), *prompt(LENGTH)[:2])
     start = 2 * CHUNK
     far = weights[:, start : start + CHUNK, 3 : start - 5]
     once = ((far - 1).abs() < 1e-3).sum(-1)
@@ -112,7 +111,7 @@ def test_a_drawn_key_of_the_block_counts_once():
 
 def test_the_pairs_are_those_that_were_read():
     """A single sample stands nowhere twice."""
-    weights, pairs = read_weights(method(samples=1), *prompt(LENGTH)[:2])
+    weights, pairs = read_counts(method(samples=1), *prompt(LENGTH)[:2])
     assert pairs == (weights > 0.5).sum()
 
 
@@ -130,7 +129,7 @@ def test_the_same_seed_reads_the_same_and_another_one_does_not():
     ids=str,
 )
 def test_the_ways_to_read_everything(length, wanted):
-    weights, pairs = read_weights(method(**wanted), *prompt(length)[:2])
+    weights, pairs = read_counts(method(**wanted), *prompt(length)[:2])
     every = torch.ones(length, length, dtype=torch.float64).tril().expand_as(weights)
     torch.testing.assert_close(weights, every, atol=1e-3, rtol=0)
     assert pairs == every.sum()
@@ -138,7 +137,7 @@ def test_the_ways_to_read_everything(length, wanted):
 
 def test_rows_of_the_beginning_and_the_tail_read_everything_and_no_others():
     chosen = method(dense_below=CHUNK + 1, dense_tail=12)
-    weights, _ = read_weights(chosen, *prompt(LENGTH)[:2])
+    weights, _ = read_counts(chosen, *prompt(LENGTH)[:2])
     dense = dense_rows(LENGTH, chosen.settings)
     every = torch.ones(LENGTH, LENGTH, dtype=torch.float64).tril().expand_as(weights)
     torch.testing.assert_close(weights[:, dense], every[:, dense], atol=1e-3, rtol=0)

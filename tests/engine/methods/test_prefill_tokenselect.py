@@ -6,8 +6,7 @@ import torch
 from headway.engine.methods.prefill.tokenselect import Method, Settings
 
 from .layers import GROUP, HEADS, KV_HEADS, spec
-from .prefill_layers import prefill, prompt
-from .read_weights import dense_rows, read_weights
+from .prefill_layers import dense_rows, prefill, prompt, read_counts
 
 TILE, CHUNK = 8, 24
 PLAIN = {"dense_below": 0, "dense_tail": 0, "sink_size": 3, "window_size": 5, "tile": TILE, "chunk": CHUNK}
@@ -43,7 +42,7 @@ def expected(query, key, settings: Settings, kv_head=lambda head: head // GROUP,
 
 
 def check(query, key, wanted_reads, chosen: Method, **facts) -> None:
-    weights, pairs = read_weights(chosen, query, key, **facts)
+    weights, pairs = read_counts(chosen, query, key, **facts)
     wanted_weights = wanted_reads.double().expand_as(weights)
     torch.testing.assert_close(weights, wanted_weights, atol=1e-3, rtol=0)
     assert pairs == wanted_weights.sum()
