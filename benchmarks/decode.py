@@ -1,13 +1,15 @@
 """Decode methods against our dense path and transformers' `generate()`, on the same KV, in one run.
 
     python -m benchmarks.decode [--quick] [--json FILE] [--context N]… [--budget N]… [--method NAME]…
+                                [--settings YAML]
 
 On needle, a haystack of facts is read once per context and task; then every method answers the same questions
 over it, along the right answer, and its tokens are compared with dense decoding's. `long output` rows answer
 question after question in one answer of 2,000 tokens. Times are medians over greedy decode steps after one
 question, all cores, float32. Ratios are speed-ups (above 1: the method is faster); `attention` is the time
 inside the attention of all layers, with choosing and storing. `mass_recall`: attention mass of what was read
-over that of the exact top-k of the same size, where anything is selected.
+over that of the exact top-k of the same size, where anything is selected. `false_local`: KV heads that
+adaptive took for local though less than its threshold of their attention was near, of all it took for local.
 
 `--model llama-1b` times a model of that shape with random weights over random KV; its answers mean nothing.
 """
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +38,7 @@ from benchmarks.decode_cases import (
     variants,
 )
 from benchmarks.decode_session import Session, Steps
-from benchmarks.recall import mass_recall
+from benchmarks.recall import false_local, mass_recall
 from benchmarks.serving import machine
 from benchmarks.workloads import model_folder
 from headway.engine.config import ModelConfig
@@ -85,7 +88,8 @@ def row(
         "step_ratio_vs_generate": round(plain / step, 2),
         "attention_ratio_vs_dense": round(statistics.median(dense.attention) / attention, 2),
         "kv_read_share": round(timed.usage.kv_read_share if timed.usage else 1.0, 4),
-        "mass_recall": round(mass_recall(tally.recalls), 3) if tally.recalls else None,
+        "mass_recall": round(mass_recall(tally.caught), 3) if tally.caught else None,
+        "false_local": false_local(tally.caught),
         "accuracy_vs_dense": round(tally.right / tally.dense, 3) if tally.dense else None,
         "right": f"{tally.right} : {tally.dense}",
         "step_ms": round(1000 * step, 2),
@@ -100,6 +104,7 @@ def main(
     context: Annotated[list[int] | None, typer.Option(help="Tokens of a haystack.")] = None,
     budget: Annotated[list[int] | None, typer.Option(help="Tokens read per KV head and step.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only these methods.")] = None,
+    settings: Annotated[str, typer.Option(help="More settings of all methods, as a YAML mapping.")] = "{}",
     task: Annotated[list[str] | None, typer.Option(help="Needle's tasks.")] = None,
     count: Annotated[int, typer.Option(help="Questions per task.")] = 200,
     steps: Annotated[int, typer.Option(help="Timed decode steps.")] = 48,
@@ -120,7 +125,8 @@ def main(
         plan = Plan([], 0, steps, 0, 0)
     with tempfile.TemporaryDirectory() as scratch:
         loaded = load(ModelConfig(name=str(model_folder(model, Path(scratch))), dtype="float32"))
-    found = [v for v in variants(loaded, budgets, names) if not (quick and v.method.sees_all)]
+    others = yaml.safe_load(settings)
+    found = [v for v in variants(loaded, budgets, names, others) if not (quick and v.method.sees_all)]
     sidecars: frozenset[Sidecar] = frozenset().union(*(variant.method.sidecars() for variant in found))
     session = Session(loaded, max(contexts) + ROOM, sidecars)
     rows = [item for length in contexts for item in measure(session, length, found, plan)]

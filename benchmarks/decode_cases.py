@@ -11,7 +11,7 @@ import typer
 from transformers import GenerationConfig
 
 from benchmarks.decode_session import Session, Steps
-from benchmarks.recall import watched
+from benchmarks.recall import Caught, watched
 from benchmarks.windowed import windowed
 from headway.engine.errors import ConfigError
 from headway.engine.loaded import LoadedModel
@@ -39,8 +39,10 @@ class Variant:
     method: AnyMethod
 
 
-def variants(loaded: LoadedModel, budgets: list[int], names: list[str]) -> list[Variant]:
-    """The named methods with every budget; what has none gets it as its window."""
+def variants(
+    loaded: LoadedModel, budgets: list[int], names: list[str], others: dict[str, Any]
+) -> list[Variant]:
+    """The named methods with every budget; what has none gets it as its window. `others`: settings to add."""
     found = []
     for name in names:
         schema, kind = decode.load(name)
@@ -55,7 +57,7 @@ def variants(loaded: LoadedModel, budgets: list[int], names: list[str]) -> list[
                 settings["budget"] = budget
             else:
                 settings["window_size"] = budget - 64
-            method = kind(schema.model_validate(settings))
+            method = kind(schema.model_validate(settings | others))
             try:
                 method.check(loaded.specs, 64)
             except ConfigError as error:
@@ -93,11 +95,11 @@ def generate_seconds(session: Session, prompt: list[int], steps: int) -> list[fl
 
 @dataclass(slots=True)
 class Tally:
-    """Right answers of a variant, dense decoding's on the same questions, and recalls of layers and steps."""
+    """Right answers of a variant, dense decoding's on the same questions, what layers and steps caught."""
 
     right: int = 0
     dense: int = 0
-    recalls: list[float] = field(default_factory=list)
+    caught: list[Caught] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +144,11 @@ def answers(
             for variant, tally in tallies.items():
                 if variant.method.sees_all and (context > SEES_ALL_CONTEXT or number >= SEES_ALL_QUESTIONS):
                     continue
-                with watched(enabled=number < RECALL_QUESTIONS) as caught:
+                with watched(variant.method, enabled=number < RECALL_QUESTIONS) as caught:
                     tokens = session.decode(prompt, variant.method, forced=answer).tokens
                 tally.right += tokens == answer
                 tally.dense += dense
-                tally.recalls += caught
+                tally.caught += caught
     return tallies, prompt
 
 

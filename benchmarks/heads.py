@@ -6,13 +6,14 @@ Each row is a way to serve: a share of the KV heads, by a profile in configs/pro
 window only, the others everything or what `headway` chooses, in prefill and in decode. Answers are decoded
 step by step behind haystacks that were read in the same way. Times as in `benchmarks.prefill` (some chunks of
 one prompt) and `benchmarks.decode` (greedy steps behind it), ratios to our dense path: above 1 is faster.
-All KV is kept: `kv_bytes_ratio` is 1; `kv_read_share` is what decode steps read of it.
+`kv_read_share` is what decode steps read of all KV; `kv_bytes_ratio` is all KV over what a request holds with
+`memory: {streaming_heads: drop}`, which changes neither answers nor what is read.
 """
 
 import json
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.decode_cases import greedy
-from benchmarks.decode_session import PAGE_SIZE
+from benchmarks.decode_session import CHUNK, PAGE_SIZE
+from benchmarks.held import kv_bytes_ratio
 from benchmarks.prefill_cases import Document, Plan, Reader, Tally, documents, fill, read_samples
 from benchmarks.prefill_session import PrefillSession
 from benchmarks.serving import machine
@@ -33,6 +35,7 @@ from headway.engine.methods.kind import DECODE, PREFILL
 from headway.engine.methods.routed import RoutedDecode, RoutedPrefill
 from headway.engine.profile.routing import head_routes
 from headway.engine.recipe import HeadsConfig
+from headway.engine.selection.head_route import HeadRoutes
 
 PROFILES = Path("configs/profiles/needle")
 ROOM = 4096
@@ -46,6 +49,7 @@ class Serving:
     name: str
     prefill: prefill.AnyMethod | None
     decode: decode.AnyMethod | None
+    routes: HeadRoutes | None = None
     tally: Tally = field(default_factory=Tally)
 
 
@@ -57,13 +61,14 @@ def serving(loaded: LoadedModel, methods: str, profile: str = "", sparsity: floa
     reads = PREFILL.make(PREFILL.parse({"method": methods, "dense_below": 2048}))
     steps = {"method": methods, "dense_below": 0} | ({"budget": 512} if methods == "headway" else {})
     decodes = DECODE.make(DECODE.parse(steps))
+    routes = None
     if profile:
         routes = head_routes(HeadsConfig(profile=str(PROFILES / profile), sparsity=sparsity), loaded)
         if routes is not None:
             reads, decodes = RoutedPrefill(reads, routes), RoutedDecode(decodes, routes)
     for method in (reads, decodes):
         method.check(loaded.specs, PAGE_SIZE)
-    return Serving(name, reads, decodes)
+    return Serving(name, reads, decodes, routes)
 
 
 def answer(session: PrefillSession, found: list[Document], servings: list[Serving]) -> None:
@@ -100,7 +105,12 @@ def measure(
             "step_ratio_vs_dense": ratio(timed[0].seconds, taken.seconds),
             "decode_attention_ratio_vs_dense": ratio(timed[0].attention, taken.attention),
             "kv_read_share": round(taken.usage.kv_read_share if taken.usage else 1.0, 3),
-            "kv_bytes_ratio": 1.0,
+            "kv_bytes_ratio": round(
+                kv_bytes_ratio(
+                    session.loaded, one.routes, (one.prefill, one.decode), context, PAGE_SIZE, CHUNK
+                ),
+                2,
+            ),
             "accuracy_vs_dense": (
                 round(one.tally.right / servings[0].tally.right, 3) if servings[0].tally.right else None
             ),
@@ -142,7 +152,7 @@ def main(
     session = PrefillSession(loaded, max(contexts) + ROOM, kept)
     rows = []
     for length in contexts:
-        fresh = [Serving(one.name, one.prefill, one.decode) for one in methods]
+        fresh = [replace(one, tally=Tally()) for one in methods]
         rows += measure(session, length, fresh, plan, steps)
     session.close()
     table = Table(*(name.replace("_ratio_vs_", " × ") for name in rows[0]))

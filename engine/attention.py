@@ -1,18 +1,20 @@
 """The one attention function that Hugging Face models call, and what it does over the paged cache."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from headway.engine import forward_context
 from headway.engine.cache import KVCache
+from headway.engine.cache_layout import HeadOrder
 from headway.engine.latent import LatentProjection
 from headway.engine.layer_spec import LayerSpec
+from headway.engine.selection.layer_cache import LayerCache
+from headway.engine.selection.plans import Plans
 from headway.engine.selection.selection_step import SelectionStep
 from headway.engine.sidecars import WrittenPages, carries
-from headway.kernels.paged_attention import AttentionPlan, paged_attention
 from headway.kernels.store_kv import store_kv
 
 
@@ -42,20 +44,24 @@ class PagedStep:
     Attributes:
         specs: by `layer_idx`.
         latents: MLA projections by `layer_idx`.
-        plan: all tokens of the batch.
+        plans: all tokens of the batch.
         slot_mapping: int64 [T], the cache cell of each token.
         written: the pages of those cells; None: no sidecar is kept.
         selection: what is not dense in this batch; None: nothing.
+        orders: by `layer_idx`, of layers whose heads lie in another order than the model's.
+        streaming: the pages of heads that stream, and each token's cell in them; None: `cache` has all heads.
     """
 
     specs: tuple[LayerSpec, ...]
     cache: KVCache
     latents: Mapping[int, LatentProjection]
-    plan: AttentionPlan
+    plans: Plans
     slot_mapping: torch.Tensor
     written: WrittenPages | None = None
     selection: SelectionStep | None = None
     rope_groups: Sequence[tuple[int, torch.Tensor]] = ()
+    orders: Mapping[int, HeadOrder] = field(default_factory=dict)
+    streaming: tuple[KVCache, torch.Tensor] | None = None
 
     def attend(
         self,
@@ -68,31 +74,44 @@ class PagedStep:
     ) -> torch.Tensor:
         """Write keys, values and sidecars to their pages, then attend over the pages."""
         spec = self.specs[int(module.layer_idx)]  # type: ignore[arg-type]
-        key_pages, value_pages = self.cache.pages(spec.kv_source)
-        rows, new_key = _rows(query), _rows(key)
+        order = self.orders.get(spec.layer_idx)
+        rows, new_key, new_value = _rows(query), _rows(key), _rows(value)
+        if order is not None:
+            spec = order.spec
+            rows, new_key, new_value = order.rows(rows), order.rows(new_key), order.rows(new_value)
+        cache = self._layer(spec, order)
         latent = self.latents.get(spec.layer_idx)
         if latent is not None:
             rows = latent.absorb(rows)
-            new_key = torch.cat((new_key, _rows(value)), dim=-1)
-            store_kv(new_key, None, key_pages, None, self.slot_mapping)
+            new_key = torch.cat((new_key, new_value), dim=-1)
+            store_kv(new_key, None, cache.key_cache, None, self.slot_mapping)
         elif spec.owns_cache:
-            store_kv(new_key, _rows(value), key_pages, value_pages, self.slot_mapping)
+            self._store(new_key, new_value, cache)
         if self.written is not None and carries(spec):
-            self.cache.sidecars.write(spec.layer_idx, new_key, key_pages, self.written, self.slot_mapping)
+            kept = new_key[:, : cache.key_cache.shape[2]]
+            cache.store.write(spec.layer_idx, kept, cache.key_cache, self.written, self.slot_mapping)
         if self.selection is not None and spec.window is None:
-            output = self.selection.attend(rows, spec, key_pages, value_pages, self.cache.sidecars)
+            output = self.selection.attend(rows, cache)
         else:
-            output, _ = paged_attention(
-                rows,
-                key_pages,
-                value_pages,
-                self.plan,
-                scale=spec.scale,
-                window=spec.window,
-                softcap=spec.softcap,
-                sinks=spec.sinks,
-            )
+            output, _ = cache.attend(rows, self.plans)
+        if order is not None:
+            output = order.restored(output)
         return (output if latent is None else latent.expand(output)).unsqueeze(0)
+
+    def _layer(self, spec: LayerSpec, order: HeadOrder | None) -> LayerCache:
+        streaming = None
+        if self.streaming is not None and order is not None:
+            pages, _ = self.streaming
+            streaming = LayerCache(order.streaming, *pages.pages(spec.layer_idx), pages.sidecars)
+        return LayerCache(spec, *self.cache.pages(spec.kv_source), self.cache.sidecars, streaming)
+
+    def _store(self, key: torch.Tensor, value: torch.Tensor, cache: LayerCache) -> None:
+        kept = cache.key_cache.shape[2]
+        if kept:
+            store_kv(key[:, :kept], value[:, :kept], cache.key_cache, cache.value_cache, self.slot_mapping)
+        if cache.streaming is not None and self.streaming is not None:
+            streaming, (_, slots) = cache.streaming, self.streaming
+            store_kv(key[:, kept:], value[:, kept:], streaming.key_cache, streaming.value_cache, slots)
 
 
 def _rows(states: torch.Tensor) -> torch.Tensor:

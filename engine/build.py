@@ -1,6 +1,7 @@
 """From a configuration to an engine that is ready to serve."""
 
 from headway.engine.cache import KVCache
+from headway.engine.cache_layout import cache_layout
 from headway.engine.config import EngineConfig
 from headway.engine.core import Engine
 from headway.engine.errors import ConfigError
@@ -11,12 +12,14 @@ from headway.engine.memory_plan import plan_memory
 from headway.engine.messages import ModelInfo
 from headway.engine.pages import PageAllocator
 from headway.engine.prefix_cache import PrefixCache, prefill_identity, root_digest
+from headway.engine.profile.routed_layers import layer_routing
 from headway.engine.profile.routing import head_routes
 from headway.engine.profile.served import check_profiles
 from headway.engine.recipes import Recipes
 from headway.engine.request import Sequence
 from headway.engine.runner import ModelRunner
 from headway.engine.sampler import Sampler
+from headway.engine.streaming_pages import StreamingPages
 
 
 def build(config: EngineConfig) -> Engine:
@@ -35,12 +38,26 @@ def build(config: EngineConfig) -> Engine:
     room = config.scheduler.max_step_tokens - config.scheduler.max_running
     check_profiles(config.recipe, loaded)
     routes = head_routes(config.recipe.heads, loaded)
-    recipes = Recipes(config.recipe, loaded.specs, config.cache.page_size, room, routes)
-    plan = plan_memory(loaded, config, recipes.sidecars)
+    routing = layer_routing(config.recipe.layers, loaded)
+    if routing is not None:
+        routes = routing.undecided
+    drop = config.recipe.memory.streaming_heads == "drop"
+    layout = cache_layout(routes, loaded.specs, loaded.device, drop)
+    in_cache = None if routes is None else routes.moved_last(layout.sorted)
+    recipes = Recipes(config.recipe, loaded.specs, config.cache.page_size, room, in_cache)
+    plan = plan_memory(loaded, config, layout, recipes.sidecars, routes)
     kv_cache = KVCache(
-        loaded.specs, plan.num_pages, plan.page_size, loaded.dtype, loaded.device, recipes.sidecars
+        layout.specs, plan.num_pages, plan.page_size, loaded.dtype, loaded.device, recipes.sidecars
     )
-    provide_bases(loaded, kv_cache, plan.max_context)
+    provide_bases(loaded, kv_cache, plan.max_context, layout.orders)
+    streaming_cache = streaming = None
+    if routes is not None and layout.streaming:
+        longest = config.scheduler.max_step_tokens
+        streaming = StreamingPages(plan.streaming_pages, plan.page_size, routes, longest)
+        streaming_cache = KVCache(
+            layout.streaming, plan.streaming_pages + 1, plan.page_size, loaded.dtype, loaded.device
+        )
+        streaming_cache.poison(streaming.void)
     info = ModelInfo(
         name=config.model.served_name or config.model.name,
         max_context=plan.max_context,
@@ -55,14 +72,17 @@ def build(config: EngineConfig) -> Engine:
     return Engine(
         info,
         config.scheduler,
-        prefix_cache(loaded, plan.num_pages, config),
-        ModelRunner(loaded, kv_cache),
+        prefix_cache(loaded, plan.num_pages, config, streaming),
+        ModelRunner(loaded, kv_cache, layout.orders, streaming_cache),
         Sampler(loaded.vocab_size, loaded.eos_token_ids),
         recipes,
+        routing,
     )
 
 
-def prefix_cache(loaded: LoadedModel, num_pages: int, config: EngineConfig) -> PrefixCache:
+def prefix_cache(
+    loaded: LoadedModel, num_pages: int, config: EngineConfig, streaming: StreamingPages | None = None
+) -> PrefixCache:
     """The page pool, whose digests begin with all that changes this model's KV."""
 
     def root(sequence: Sequence) -> bytes:
@@ -71,5 +91,5 @@ def prefix_cache(loaded: LoadedModel, num_pages: int, config: EngineConfig) -> P
         return root_digest(*parts, *prefill_identity(sequence))
 
     return PrefixCache(
-        PageAllocator(num_pages), config.cache.page_size, root, enabled=config.cache.prefix_cache
+        PageAllocator(num_pages), config.cache.page_size, root, config.cache.prefix_cache, streaming
     )

@@ -52,6 +52,12 @@ class KVCache:
         """Keys and values of a layer that owns some; views, to be read and written in place."""
         return self._pages[layer_idx]
 
+    def poison(self, page: int) -> None:
+        """Make a page that nobody writes tell by its NaN if anybody reads it."""
+        for each in self._pages.values():
+            for cache in each:
+                cache[page].fill_(torch.nan)
+
     def nbytes(self) -> int:
         """Bytes held by the cache."""
         return sum(

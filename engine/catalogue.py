@@ -143,7 +143,7 @@ def _limits(method: DecodeMethod[Any] | PrefillMethod[Any], common: type[MethodS
         elif method.observes:
             limits.append(f"Beside a prefill method, needs a dense_tail of {method.observes} tokens or more.")
         if why_no_routes(method) is not None:
-            limits.append("Not together with recipe.heads.")
+            limits.append("Not together with recipe.heads or recipe.layers.")
     else:
         against = [name for name in DECODE.names() if why_not(DECODE.make(DECODE.defaults(name)), method)]
         if against:

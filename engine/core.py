@@ -7,6 +7,7 @@ from headway.engine.batch import Batch
 from headway.engine.config import SchedulerConfig
 from headway.engine.errors import HeadwayError, QueueFull, RequestError, RequestFailed
 from headway.engine.failures import to_event
+from headway.engine.layer_routing import LayerRouting
 from headway.engine.messages import ModelInfo, Progress, RequestEvent, SelectionUsage, Stats, Submit, Tokens
 from headway.engine.outcome import Outcome, Runner, run, sample
 from headway.engine.prefix_cache import PrefixCache
@@ -30,6 +31,7 @@ class Engine:
         cache: all pages, unused.
         runner, sampler: what computes logits and tokens.
         recipes: what methods are served; None: dense only.
+        routing: what chooses the layers of each request that read everything; None: nothing.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Engine:
         runner: Runner,
         sampler: Sampler,
         recipes: Recipes | None = None,
+        routing: LayerRouting | None = None,
     ) -> None:
         self.info = info
         self._config = config
@@ -47,6 +50,7 @@ class Engine:
         self._runner = runner
         self._sampler = sampler
         self._recipes = recipes
+        self._routing = routing
         self._scheduler = Scheduler(config, cache)
         self._sequences: dict[str, Sequence] = {}
         self._tokens_per_second = float(config.max_step_tokens)
@@ -64,12 +68,17 @@ class Engine:
         Raises:
             RequestError: a field is out of bounds, or the id is in use.
             QueueFull: too many requests or tokens wait already.
+            RequestFailed: the model failed on the request's preview.
+            EngineDead: the accelerator is lost.
         """
         if submit.request_id in self._sequences:
             raise RequestError("a request with this id is running", "request_id")
         decode, prefill = (None, None) if self._recipes is None else self._recipes.methods(submit)
         sequence = Sequence.from_submit(submit, self.info, decode, prefill)
+        self._cache.refuse(sequence)
         self._refuse_if_full(sequence)
+        if self._routing is not None:
+            self._routing.route(sequence)
         self._scheduler.add(sequence)
         self._sequences[submit.request_id] = sequence
 
@@ -147,7 +156,7 @@ class Engine:
                 events.append(self._fail(sequence, outcome))
                 continue
             sequence.computed = chunk.end
-            self._cache.register(sequence)
+            self._cache.advance(sequence)
             if outcome.scores:
                 del sequence.prompt_logprobs[chunk.start + 1 :]
                 sequence.prompt_logprobs += outcome.scores
@@ -185,6 +194,7 @@ class Engine:
             stop_token=drawn.token if stops else None,
             selection=selection,
             prefill=sequence.prefill_usage() if ends else None,
+            full_layers=sequence.full_layers if ends else None,
         )
 
     def _fail(self, sequence: Sequence, error: HeadwayError) -> RequestEvent:

@@ -4,6 +4,7 @@ import time
 from typing import Protocol
 
 from headway.engine.core import Engine
+from headway.engine.errors import EngineDead
 from headway.engine.failures import to_event
 from headway.engine.messages import Abort, FromEngine, Heartbeat, Shutdown, Submit, ToEngine
 
@@ -50,5 +51,7 @@ def serve(engine: Engine, link: Link) -> None:
 def _submit(engine: Engine, submit: Submit, link: Link) -> None:
     try:
         engine.submit(submit)
+    except EngineDead:
+        raise
     except Exception as error:  # whatever a request holds, it ends that request only
         link.send([to_event(submit.request_id, error)])

@@ -1,7 +1,7 @@
 """Low-rank bases: the directions in which a layer's keys vary most (Loki, arXiv 2406.02542).
 
 A PCA of the keys after their rotation, for each layer and KV head. It comes from a profile or another file
-or, when none is given, from what a few runs of seeded random tokens leave in the cache: the same at every
+or, when none is given, from what a few runs of seeded random tokens leave in a cache: the same at every
 start. They stand at positions spread over the whole context, because a direction that turns slowly shows its
 variance only over long distances; Loki calibrates on a text corpus at 4,096 positions instead. On needle
 random tokens do better than texts (docs/profiles.md); that they do elsewhere is an inference.
@@ -21,6 +21,7 @@ from torch import Tensor
 from headway.engine import forward_context, latent
 from headway.engine.attention import PagedStep
 from headway.engine.cache import KVCache
+from headway.engine.cache_layout import HeadOrder
 from headway.engine.errors import ConfigError
 from headway.engine.key_moments import KeyMoments, principal
 from headway.engine.latent import LatentProjection
@@ -28,6 +29,7 @@ from headway.engine.layer_spec import LayerSpec
 from headway.engine.loaded import LoadedModel
 from headway.engine.patch import attached
 from headway.engine.profile import artefact
+from headway.engine.selection.plans import Plans
 from headway.engine.sidecars import carries
 from headway.kernels.paged_attention import plan
 
@@ -37,12 +39,14 @@ ORTHONORMAL = 1e-2
 """Largest deviation of a file's columns from orthonormal ones; bfloat16 keeps them to about half of it."""
 
 
-def provide_bases(loaded: LoadedModel, cache: KVCache, max_context: int) -> None:
+def provide_bases(
+    loaded: LoadedModel, cache: KVCache, max_context: int, orders: Mapping[int, HeadOrder] | None = None
+) -> None:
     """Give the cache's `low_rank` sidecars their bases.
 
     Args:
-        cache: holds nothing yet; the calibration runs over its first pages.
         max_context: tokens of the longest sequence to be served.
+        orders: by layer_idx, of layers whose heads lie in another order in the cache than in the model.
 
     Raises:
         ConfigError: a basis file is missing or does not fit the model, with what it must hold.
@@ -55,13 +59,16 @@ def provide_bases(loaded: LoadedModel, cache: KVCache, max_context: int) -> None
         if sidecar.basis:
             bases = _read(Path(sidecar.basis))
         else:
-            bases = computed = computed or _calibrate(loaded, cache, max_context)
-        cache.sidecars.bases[sidecar] = {
-            spec.layer_idx: _fitted(bases, spec, sidecar.shape(spec, cache.page_size)[2], sidecar.basis)
-            .to(loaded.device, loaded.dtype)
-            .contiguous()
-            for spec in specs
-        }
+            bases = computed = computed or _calibrate(loaded, cache.page_size, max_context)
+        cache.sidecars.bases[sidecar] = {}
+        for spec in specs:
+            basis = _fitted(bases, spec, sidecar.shape(spec, cache.page_size)[2], sidecar.basis)
+            order = (orders or {}).get(spec.layer_idx)
+            if order is not None:
+                kept = cache.pages(spec.layer_idx)[0].shape[2]
+                basis = basis[order.kv_heads[:kept].cpu()]
+            basis = basis.to(loaded.device, loaded.dtype).contiguous()
+            cache.sidecars.bases[sidecar][spec.layer_idx] = basis
 
 
 def _read(path: Path) -> dict[int, Tensor]:
@@ -100,9 +107,10 @@ def _fitted(bases: Mapping[int, Tensor], spec: LayerSpec, rank: int, source: str
     return columns
 
 
-def _calibrate(loaded: LoadedModel, cache: KVCache, max_context: int) -> dict[int, Tensor]:
+def _calibrate(loaded: LoadedModel, page_size: int, max_context: int) -> dict[int, Tensor]:
     """All directions [Hkv, key_dim, key_dim] of every layer with sidecars, the widest first."""
-    length = min(RUN_TOKENS, max_context, cache.num_pages * cache.page_size)
+    length = min(RUN_TOKENS, max_context)
+    cache = KVCache(loaded.specs, -(-length // page_size), page_size, loaded.dtype, loaded.device)
     generator = torch.Generator().manual_seed(0)
     latents = latent.projections(loaded.model)
     moments = {
@@ -116,7 +124,7 @@ def _calibrate(loaded: LoadedModel, cache: KVCache, max_context: int) -> dict[in
             _run(loaded, cache, latents, tokens, start, max_context)
             for layer_idx, seen in moments.items():
                 pages, _ = cache.pages(layer_idx)
-                seen.add(pages[: -(-length // cache.page_size)].flatten(0, 1)[:length])
+                seen.add(pages.flatten(0, 1)[:length])
     return {layer_idx: principal(seen.covariance)[1].cpu() for layer_idx, seen in moments.items()}
 
 
@@ -126,13 +134,12 @@ def _run(
 ) -> None:  # fmt: skip
     """Leave the keys of these tokens in the first pages, as if their positions began at `start`."""
     length, device = len(tokens), loaded.device
-    pages = range(-(-length // cache.page_size))
     groups = loaded.rope.groups([max_context], [range(length)])
     step = PagedStep(
         specs=loaded.specs,
         cache=cache,
         latents=latents,
-        plan=plan([length], [length], [pages], cache.page_size, device),
+        plans=Plans(plan([length], [length], [range(cache.num_pages)], cache.page_size, device)),
         slot_mapping=torch.arange(length, device=device),
         rope_groups=[(longest, torch.tensor(rows, device=device)) for longest, rows in groups],
     )

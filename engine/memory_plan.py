@@ -7,16 +7,21 @@ import torch
 
 from headway.engine.activation import activation_peak
 from headway.engine.cache import page_bytes
+from headway.engine.cache_layout import CacheLayout
 from headway.engine.config import EngineConfig
 from headway.engine.device_memory import device_memory
 from headway.engine.errors import ConfigError
 from headway.engine.loaded import LoadedModel
 from headway.engine.scheduler import SCORED_ROWS
+from headway.engine.selection.head_route import HeadRoutes
 from headway.engine.sidecars import Sidecar, sidecar_bytes
+from headway.engine.streaming_pages import StreamingNeeds, most_pages
 
 GIB = 2**30
 CPU_DRY_RUN_CONTEXT = 16_384
 """On a CPU, attention reads the cache in pieces of bounded size: more context takes time but no memory."""
+DOCUMENT = 32_768
+"""Tokens of what is called a document."""
 COPIES_OF_LOGITS = 3
 """The model's logits, the sampler's copy, and its sorted or exponentiated one."""
 
@@ -30,6 +35,7 @@ class Needs:
         sidecars: the sidecars of one page.
         activations: the measured peak of one chunk of `chunk` tokens over `chunk_context` cached ones.
         logits: rows of logits of one step, with what sampling makes of them.
+        streaming: pages of heads that stream; None: these lie in the others.
     """
 
     weights: int
@@ -39,6 +45,7 @@ class Needs:
     logits: int
     chunk: int
     chunk_context: int
+    streaming: StreamingNeeds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,8 @@ class MemoryPlan:
         num_pages: KV pages that fit.
         max_context: longest prompt + answer in tokens, by the pages and by `limit`.
         limit: the longest context that the model or its configuration allows.
+        streaming_pages: pages of heads that stream.
+        kept_context: what max_context would be if these kept everything; None: they do.
     """
 
     needs: Needs
@@ -59,12 +68,14 @@ class MemoryPlan:
     page_size: int
     max_context: int
     limit: int
+    streaming_pages: int = 0
+    kept_context: int | None = None
 
     def __str__(self) -> str:
         """Several lines for people."""
         needs, per_token = self.needs, self.needs.page / self.page_size
         by = "the limit of the context" if self.max_context == self.limit else "the memory for KV pages"
-        documents = self.num_pages // -(-32_768 // self.page_size)
+        documents = self.num_pages // -(-DOCUMENT // self.page_size)
         return "\n".join(
             (
                 f"memory        {_size(self.free)} free of {_size(self.total)}, weights loaded",
@@ -75,7 +86,8 @@ class MemoryPlan:
                 f"KV pages      {_size(self.num_pages * needs.page)}: {self.num_pages} pages of "
                 f"{self.page_size} tokens, {_size(round(per_token))} a token",
                 *self._sidecar_line(),
-                f"longest prompt that fits: {self.max_context - 1} tokens, by {by}",
+                *self._streaming_line(),
+                f"longest prompt that fits: {self.max_context - 1} tokens, by {by}{self._otherwise()}",
                 f"documents of 32k tokens held at once: {documents}",
             )
         )
@@ -84,9 +96,27 @@ class MemoryPlan:
         size = self.num_pages * self.needs.sidecars
         return [f"of which      {_size(size)} are sidecars, which methods choose by"] if size else []
 
+    def _streaming_line(self) -> list[str]:
+        if self.needs.streaming is None:
+            return []
+        size = self.streaming_pages * self.needs.streaming.page
+        return [f"streaming     {_size(size)}: {self.streaming_pages} pages of sinks and windows"]
 
-def plan_memory(loaded: LoadedModel, config: EngineConfig, sidecars: Collection[Sidecar] = ()) -> MemoryPlan:
+    def _otherwise(self) -> str:
+        return "" if self.kept_context is None else f" ({self.kept_context - 1} if no head dropped anything)"
+
+
+def plan_memory(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    layout: CacheLayout,
+    sidecars: Collection[Sidecar] = (),
+    routes: HeadRoutes | None = None,
+) -> MemoryPlan:
     """Measure what the loaded model needs on its device and divide the memory.
+
+    Args:
+        routes: which heads stream; None: none.
 
     Raises:
         ConfigError: the memory does not hold what the configuration asks for, with what to lower.
@@ -94,8 +124,8 @@ def plan_memory(loaded: LoadedModel, config: EngineConfig, sidecars: Collection[
     total, free = device_memory(loaded.device)
     limit = context_limit(config.model.max_context, loaded.max_context)
     size = config.cache.page_size
-    beside = sidecar_bytes(sidecars, loaded.specs, size, loaded.dtype)
-    page = page_bytes(loaded.specs, size, loaded.dtype) + beside
+    beside = sidecar_bytes(sidecars, layout.specs, size, loaded.dtype)
+    page = page_bytes(layout.specs, size, loaded.dtype) + beside
     most = min(limit, max(1, _for_pages(free, config) // page) * config.cache.page_size)
     chunk = min(config.scheduler.max_step_tokens, most)
     context = most - chunk
@@ -111,6 +141,7 @@ def plan_memory(loaded: LoadedModel, config: EngineConfig, sidecars: Collection[
         logits=rows * loaded.vocab_size * torch.float32.itemsize * COPIES_OF_LOGITS,
         chunk=chunk,
         chunk_context=context,
+        streaming=_streaming(layout, routes, loaded.dtype, config, limit),
     )
     return divide(needs, total, free, limit, config)
 
@@ -130,8 +161,13 @@ def divide(needs: Needs, total: int, free: int, limit: int, config: EngineConfig
             f"cache.memory_gib is {config.cache.memory_gib:g}, but beside a chunk of {needs.chunk} tokens "
             f"only {_size(max(0, free - besides))} of memory are free; lower it or scheduler.max_step_tokens"
         )
-    num_pages = max(0, available) // needs.page
-    page_size = config.cache.page_size
+    available = max(0, available)
+    num_pages, streaming_pages = available // needs.page, 0
+    page_size, kept_context = config.cache.page_size, None
+    if needs.streaming is not None:
+        kept_context = min(limit, available // (needs.page + needs.streaming.page) * page_size)
+        num_pages = needs.streaming.fitting(available, needs.page)
+        streaming_pages = needs.streaming.pages(num_pages)
     if num_pages * page_size < 2:
         memory = "memory_fraction" if config.cache.memory_gib is None else "memory_gib"
         raise ConfigError(
@@ -153,6 +189,8 @@ def divide(needs: Needs, total: int, free: int, limit: int, config: EngineConfig
         page_size=page_size,
         max_context=min(limit, num_pages * page_size),
         limit=limit,
+        streaming_pages=streaming_pages,
+        kept_context=kept_context,
     )
 
 
@@ -168,6 +206,22 @@ def context_limit(wanted: int | None, own: int) -> int:
             "model with model.rope_scaling"
         )
     return wanted or own
+
+
+def _streaming(
+    layout: CacheLayout, routes: HeadRoutes | None, dtype: torch.dtype, config: EngineConfig, limit: int
+) -> StreamingNeeds | None:
+    if routes is None or not layout.streaming:
+        return None
+    recipe, size = config.recipe, config.cache.page_size
+    whole = max(recipe.prefill.dense_below, recipe.decode.dense_below)
+    most = most_pages(routes, size, config.scheduler.max_step_tokens, whole, limit)
+    return StreamingNeeds(
+        page=page_bytes(layout.streaming, size, dtype),
+        most=most,
+        document=-(-DOCUMENT // size),
+        sequences=config.scheduler.max_running,
+    )
 
 
 def _for_pages(free: int, config: EngineConfig) -> int:

@@ -143,8 +143,8 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     The first event of a request carries `cached_tokens` (prompt tokens found in the prefix cache) and, if
     asked for, `prompt_logprobs` (one entry per prompt token, the first None). `finish_reason` marks the last
-    event, which also carries `selection` and `prefill`. A stop token is the last of `token_ids`, and no part
-    of the text.
+    event, which also carries `selection`, `prefill` and, where a router serves, `full_layers`: those that it
+    let read everything. A stop token is the last of `token_ids`, and no part of the text.
     """
 
     request_id: str
@@ -156,6 +156,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     stop_token: int | None = None
     selection: SelectionUsage | None = None
     prefill: PrefillUsage | None = None
+    full_layers: tuple[int, ...] | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):

@@ -19,6 +19,7 @@ class Offers:
 
     Attributes:
         heads: what heads stream, whatever a request chooses; None: none.
+        layers: what routes layers, whatever a request chooses; None: nothing.
         sidecars: what is kept beside the pages for every method that is offered.
     """
 
@@ -30,7 +31,7 @@ class Offers:
         self.prefill: Offer[PrefillSettings, prefill.AnyMethod] = Offer(
             PREFILL, config.prefill, requests.prefill_methods or (), requests.max_budget
         )
-        self.heads = config.heads
+        self.heads, self.layers = config.heads, config.layers
         self.sidecars: frozenset[Sidecar] = self.decode.sidecars | self.prefill.sidecars
 
     def settings(

@@ -1,10 +1,8 @@
 """PrefixCache: pages found again by what was computed into them, and the least recently used given up first.
 
-A full page is known by a digest chained over everything before it, so that equal digests mean equal KV.
-Several sequences may compute the same page at the same time: each keeps its own, all are registered, and as
-soon as nobody holds one of them it is given back unless it is the last with its digest. Hence a page is
-never freed under a sequence (mini-sglang#142), a cached child always has a cached parent, and the digests
-of a sequence that are cached are a prefix of its chain, which a binary search finds.
+A full page is known by a digest chained over everything before it, so that equal digests mean equal KV. A
+cached child always has a cached parent, so the digests of a sequence that are cached are a prefix of its
+chain, which a binary search finds.
 
 A prompt that a prefill method selects for shares whole granules only, with prompts of the same recipe: what
 a method chooses may depend on where a chunk ends, and on how near the prompt's end is.
@@ -14,11 +12,12 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_left
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 
+from headway.engine.page_pool import PagePool
 from headway.engine.pages import PageAllocator
 from headway.engine.request import Sequence
+from headway.engine.streaming_pages import StreamingPages
 
 DIGEST_BYTES = 32
 
@@ -48,6 +47,10 @@ class PrefixCache:
         page_size: tokens a page.
         root: the chain's beginning for a sequence (see `root_digest`).
         enabled: False keeps nothing for reuse.
+        streaming: pages of heads that stream, where these have their own.
+
+    Attributes:
+        reservable: pages that sequences may have reserved in all, see `reserved`.
     """
 
     def __init__(
@@ -56,25 +59,25 @@ class PrefixCache:
         page_size: int,
         root: Callable[[Sequence], bytes],
         enabled: bool = True,
+        streaming: StreamingPages | None = None,
     ) -> None:
         self.page_size = page_size
         self.num_pages = allocator.num_pages
-        self._allocator = allocator
+        self._pool = PagePool(allocator)
         self._root = root
         self._enabled = enabled
-        self._pages_of: dict[bytes, list[int]] = {}
-        self._digest_of: dict[int, bytes] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._streaming = streaming
+        self.reservable = 0 if streaming is None else streaming.num_pages
 
     @property
     def free(self) -> int:
         """Pages that hold nothing."""
-        return self._allocator.free
+        return self._pool.free
 
     @property
     def idle(self) -> int:
         """Cached pages that no sequence holds."""
-        return len(self._idle)
+        return self._pool.idle
 
     @property
     def available(self) -> int:
@@ -114,24 +117,43 @@ class PrefixCache:
         together = max(1, sequence.granule // self.page_size)
         last = min(len(sequence.tokens) - 1, sequence.observed_from, sequence.shareable)
         shareable = min(last // self.page_size, len(sequence.digests)) // together * together
-        hits = bisect_left(range(shareable), True, key=lambda i: sequence.digests[i] not in self._pages_of)
+        hits = bisect_left(range(shareable), True, key=lambda i: sequence.digests[i] not in self._pool)
         hits -= hits % together
+        if self._streaming is not None:
+            hits = self._streaming.shareable(sequence, hits, together)
         return hits, sequence.digests[hits] if hits < shareable else None
 
     def missing(self, sequence: Sequence, is_held: Callable[[int], bool]) -> int:
         """Available pages that admitting the sequence takes, given which pages are held."""
         hits, _ = self.next_shareable(sequence)
-        shared = bisect_left(range(hits), True, key=lambda i: not is_held(self._page(sequence.digests[i])))
+        shared = bisect_left(
+            range(hits), True, key=lambda i: not is_held(self._pool.page(sequence.digests[i]))
+        )
         return self.pages_for(len(sequence.tokens)) - shared
 
-    def fits(self, sequence: Sequence, reserve: int) -> bool:
-        """Whether the sequence can be admitted now, leaving `reserve` pages available."""
-        return self.missing(sequence, self._allocator.is_held) + reserve <= self.available
+    def refuse(self, sequence: Sequence) -> None:
+        """Refuse what would never be admitted.
 
-    def would_fit(self, sequence: Sequence, holders: Collection[Sequence], reserve: int) -> bool:
-        """Whether it could be admitted if only `holders` had pages, leaving `reserve` pages available."""
+        Raises:
+            RequestError: what is too much, and how much there is room for.
+        """
+        if self._streaming is not None:
+            self._streaming.refuse(sequence)
+
+    def reserved(self, sequence: Sequence) -> int:
+        """Pages of heads that stream that a sequence reserves while it runs."""
+        return 0 if self._streaming is None else self._streaming.most(sequence)
+
+    def fits(self, sequence: Sequence, running: Collection[Sequence]) -> bool:
+        """Whether the sequence can be admitted now, leaving a page for each of those running."""
+        room = self._streaming is None or self._streaming.has_room(sequence, running)
+        return room and self.missing(sequence, self._pool.is_held) + len(running) <= self.available
+
+    def would_fit(self, sequence: Sequence, holders: Collection[Sequence]) -> bool:
+        """The same if only `holders` were running."""
         held = {page for holder in holders for page in holder.pages}
-        return self.missing(sequence, held.__contains__) + reserve <= self.num_pages - len(held)
+        room = self._streaming is None or self._streaming.has_room(sequence, holders)
+        return room and self.missing(sequence, held.__contains__) + len(holders) <= self.num_pages - len(held)
 
     def admit(self, sequence: Sequence) -> None:
         """Give the sequence pages for all its tokens, the leading ones from the cache where possible.
@@ -139,73 +161,50 @@ class PrefixCache:
         The caller has made sure that it `fits`.
         """
         hits, _ = self.next_shareable(sequence)
-        for digest in sequence.digests[:hits]:
-            page = self._page(digest)
-            self._idle.pop(page, None)
-            self._allocator.hold(page)
-            sequence.pages.append(page)
+        sequence.pages += map(self._pool.share, sequence.digests[:hits])
+        if self._streaming is not None:
+            self._streaming.admit(sequence, hits)
         sequence.computed = hits * self.page_size
         while len(sequence.pages) < self.pages_for(len(sequence.tokens)):
             self.grow(sequence)
 
     def grow(self, sequence: Sequence) -> None:
         """Give the sequence one more page; the caller has made sure that one is available."""
-        if not self.free:
-            self._give_up(next(iter(self._idle)))
-        sequence.pages.append(self._allocator.take())
+        sequence.pages.append(self._pool.take())
 
-    def register(self, sequence: Sequence) -> None:
-        """Make the sequence's full pages findable once they are computed, as far as others may share them."""
+    def reach(self, sequence: Sequence, end: int) -> None:
+        """Give the sequence what computing its tokens up to `end` takes beside its pages."""
+        if self._streaming is not None:
+            self._streaming.reach(sequence, end)
+
+    def advance(self, sequence: Sequence) -> None:
+        """Tokens were computed: make full pages findable, as far as others may share them."""
         self.extend_chain(sequence)
         shareable = min(sequence.computed, sequence.shareable)
         computed = min(shareable // self.page_size, len(sequence.digests))
         first = computed
-        while first and sequence.pages[first - 1] not in self._digest_of:
+        while first and not self._pool.is_registered(sequence.pages[first - 1]):
             first -= 1
         for index in range(first, computed):
-            page, digest = sequence.pages[index], sequence.digests[index]
-            equals = self._pages_of.setdefault(digest, [])
-            if equals and equals[0] in self._idle:
-                self._give_up(equals[0])
-                equals = self._pages_of.setdefault(digest, [])
-            equals.append(page)
-            self._digest_of[page] = digest
+            self._pool.register(sequence.pages[index], sequence.digests[index])
+        if self._streaming is not None:
+            self._streaming.advance(sequence)
 
     def release(self, sequence: Sequence) -> None:
         """Take all pages from the sequence; full ones stay cached, the tail to be evicted first."""
         for page in reversed(sequence.pages):
-            if not self._allocator.let_go(page):
-                continue
-            if page in self._digest_of and len(self._pages_of[self._digest_of[page]]) == 1:
-                self._idle[page] = None
-            else:
-                self._give_up(page)
+            self._pool.let_go(page)
         sequence.pages.clear()
+        if self._streaming is not None:
+            self._streaming.release(sequence)
         sequence.computed = 0
 
-    def check(self, sequences: Iterable[Sequence]) -> None:
+    def check(self, sequences: Collection[Sequence]) -> None:
         """Prove conservation: free + cached + in use = all pages, every reference count right.
 
         Raises:
             RuntimeError: what is wrong.
         """
-        self._allocator.check([sequence.pages for sequence in sequences], self._idle)
-        known = {page: digest for digest, pages in self._pages_of.items() for page in pages}
-        if known != self._digest_of:
-            raise RuntimeError("digests and pages of the prefix cache do not match")
-        for pages in self._pages_of.values():
-            if len(pages) > 1 and any(page in self._idle for page in pages):
-                raise RuntimeError("a page is kept idle although another one has its content")
-
-    def _page(self, digest: bytes) -> int:
-        return self._pages_of[digest][0]
-
-    def _give_up(self, page: int) -> None:
-        """Forget an unheld page's content and free it."""
-        self._idle.pop(page, None)
-        digest = self._digest_of.pop(page, None)
-        if digest is not None:
-            self._pages_of[digest].remove(page)
-            if not self._pages_of[digest]:
-                del self._pages_of[digest]
-        self._allocator.give_back(page)
+        self._pool.check([sequence.pages for sequence in sequences])
+        if self._streaming is not None:
+            self._streaming.check(sequences)

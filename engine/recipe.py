@@ -1,6 +1,6 @@
 """The section `recipe` of the configuration: what the layers read, and what requests may choose."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
@@ -47,6 +47,25 @@ class HeadsConfig(Section):
     )
 
 
+class LayersConfig(Section):
+    """A router that chooses, request by request, which layers read sinks and window only."""
+
+    router: str = Field(description="A `router` profile, made by `headway profile`.")
+    sink_size: Count = Field(64, description="First tokens, which sparse layers read.")
+    window_size: PositiveCount = Field(
+        256, description="Latest tokens, which sparse layers read; in prefill, those before a tile."
+    )
+
+
+class MemoryConfig(Section):
+    """What of the KV is kept."""
+
+    streaming_heads: Literal["keep", "drop"] = Field(
+        "keep",
+        description="KV of the heads that `heads` lets stream: `drop` keeps their sinks and window only.",
+    )
+
+
 class RecipeConfig(Section):
     """How the model is served: what its layers read."""
 
@@ -55,6 +74,10 @@ class RecipeConfig(Section):
     heads: HeadsConfig | None = Field(
         None, description="Routing of heads; default: all read as the methods say."
     )
+    layers: LayersConfig | None = Field(
+        None, description="Routing of layers by request; default: all read as the methods say."
+    )
+    memory: MemoryConfig = MemoryConfig()
     requests: RequestsConfig = RequestsConfig()
 
     @model_validator(mode="after")
@@ -62,4 +85,21 @@ class RecipeConfig(Section):
         reason = why_not(DECODE.make(self.decode), PREFILL.make(self.prefill))
         if reason is not None:
             raise WrongKeys(reason)
+        return self
+
+    @model_validator(mode="after")
+    def _one_routing(self) -> Self:
+        if self.heads is not None and self.layers is not None:
+            raise WrongKeys(
+                "layers: recipe.heads says already which heads stream, the same for every request; a router "
+                "was trained with all heads of a full layer reading everything: leave out one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _some_stream(self) -> Self:
+        if self.memory.streaming_heads == "drop" and self.heads is None:
+            raise WrongKeys(
+                "memory.streaming_heads: drop needs recipe.heads, which says what heads always stream"
+            )
         return self

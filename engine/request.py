@@ -21,6 +21,7 @@ class Sequence:
         tokens: prompt, then generated token ids.
         computed: tokens whose KV is in the cache; a preempted sequence starts again at 0 (or at a cache hit).
         pages: physical pages that hold those tokens, in order.
+        streaming_pages: the same for heads that stream, where these have pages of their own.
         cached: prompt tokens that the first admission found in the prefix cache; -1 before admission.
         rope_length: length that length-dependent RoPE is fixed at, chosen at admission.
         digests: what the prefix cache knows the sequence's full pages by, in order.
@@ -31,6 +32,8 @@ class Sequence:
             `dense_below`, and those whose log-probabilities are asked for.
         granule: prompt tokens that are computed in one chunk, and shared, together or not at all.
         prompt_reads: what `prefill` has read so far.
+        full_layers: the layers that read as `prefill` and `decode` say, where a router chose them: the others
+            read sinks and window only. None: no router serves.
     """
 
     submit: Submit
@@ -40,6 +43,7 @@ class Sequence:
     arrival: float = field(default_factory=time.monotonic)
     computed: int = 0
     pages: list[int] = field(default_factory=list)
+    streaming_pages: list[int] = field(default_factory=list)
     cached: int = -1
     finish_reason: FinishReason | None = None
     digests: list[bytes] = field(default_factory=list)
@@ -49,6 +53,7 @@ class Sequence:
     prefill: prefill_methods.AnyMethod | None = None
     granule: int = 1
     prompt_reads: PromptReads = field(default_factory=PromptReads)
+    full_layers: tuple[int, ...] | None = None
 
     @classmethod
     def from_submit(
@@ -114,6 +119,14 @@ class Sequence:
         dense_tail: int = self.prefill.settings.dense_tail
         alike = max(0, self.num_prompt - dense_tail)
         return alike - alike % self.granule
+
+    @property
+    def streams_from(self) -> int:
+        """Leading tokens that heads which stream read as a whole, too, because all heads do."""
+        if self.exact > self.num_prompt or self.prefill is None:
+            return self.exact
+        dense_below: int = self.prefill.settings.dense_below
+        return dense_below
 
     @property
     def observed_from(self) -> int:

@@ -1,5 +1,6 @@
 """ModelRunner: one batch in, logits out."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import numpy as np
@@ -9,26 +10,39 @@ from headway.engine import forward_context, latent
 from headway.engine.attention import PagedStep
 from headway.engine.batch import Batch, Chunk
 from headway.engine.cache import KVCache
+from headway.engine.cache_layout import HeadOrder
 from headway.engine.loaded import LoadedModel
 from headway.engine.messages import SelectionUsage
 from headway.engine.norms import fused_norms
 from headway.engine.patch import attached
 from headway.engine.request import Sequence
+from headway.engine.selection.plans import plans_of
 from headway.engine.selection.selection_step import selection_step
 from headway.engine.selection.state import Stacks
 from headway.engine.sidecars import WrittenPages
-from headway.kernels.paged_attention import plan
 
 
 class ModelRunner:
     """Runs batches through an unmodified Hugging Face model over a paged cache.
 
     The model is attached to the engine until `close`, and runs only through this runner meanwhile.
+
+    Args:
+        orders: by `layer_idx`, of layers whose heads lie in another order in the cache than in the model.
+        streaming: pages of heads that stream; None: `cache` has all heads.
     """
 
-    def __init__(self, loaded: LoadedModel, cache: KVCache) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        cache: KVCache,
+        orders: Mapping[int, HeadOrder] | None = None,
+        streaming: KVCache | None = None,
+    ) -> None:
         self._loaded = loaded
         self._cache = cache
+        self._orders = orders or {}
+        self._streaming = streaming
         self._latents = latent.projections(loaded.model)
         self._stacks = Stacks(loaded.device)
         with ExitStack() as stack:
@@ -43,32 +57,34 @@ class ModelRunner:
         Returns:
             float32 [len(batch.logit_rows()), vocab_size], rows in that order.
         """
-        attention = plan(
-            [chunk.length for chunk in batch.chunks],
-            [chunk.end for chunk in batch.chunks],
-            [chunk.sequence.pages for chunk in batch.chunks],
-            self._cache.page_size,
-            self._loaded.device,
-        )
+        size, device = self._cache.page_size, self._loaded.device
+        plans = plans_of(batch.chunks, size, device)
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
+        streaming_slots: list[int] = []
         for chunk in batch.chunks:
             tokens += chunk.sequence.tokens[chunk.start : chunk.end]
             positions += range(chunk.start, chunk.end)
-            slots += self._slots(chunk)
+            slots += self._slots(chunk, chunk.sequence.pages)
+            if self._streaming is not None:
+                streaming_slots += self._slots(chunk, chunk.sequence.streaming_pages)
         input_ids, position_ids, slot_mapping = self._to_device([tokens, positions, slots])
-        size, device = self._cache.page_size, self._loaded.device
-        selection = selection_step(batch, attention, self._stacks, size, device)
+        selection = selection_step(batch, plans, self._stacks, size, device)
+        streaming = None
+        if self._streaming is not None:
+            streaming = self._streaming, self._to_device(streaming_slots)
         step = PagedStep(
             specs=self._loaded.specs,
             cache=self._cache,
             latents=self._latents,
-            plan=attention,
+            plans=plans,
             slot_mapping=slot_mapping,
             written=self._written(batch.chunks) if self._cache.sidecars else None,
             selection=selection,
             rope_groups=self._rope_groups(batch.chunks),
+            orders=self._orders,
+            streaming=streaming,
         )
         rows = batch.logit_rows()
         every_row = len(rows) == batch.num_tokens
@@ -114,13 +130,13 @@ class ModelRunner:
     def _to_device(self, numbers: list[int] | list[list[int]]) -> torch.Tensor:
         return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(self._loaded.device)
 
-    def _slots(self, chunk: Chunk) -> list[int]:
+    def _slots(self, chunk: Chunk, pages: list[int]) -> list[int]:
         size = self._cache.page_size
         if chunk.length == 1:  # a decode: most chunks are
-            return [chunk.sequence.pages[chunk.start // size] * size + chunk.start % size]
+            return [pages[chunk.start // size] * size + chunk.start % size]
         slots: list[int] = []
         for index in range(chunk.start // size, -(-chunk.end // size)):
-            first, begin = chunk.sequence.pages[index] * size, index * size
+            first, begin = pages[index] * size, index * size
             slots += range(first + max(chunk.start - begin, 0), first + min(chunk.end - begin, size))
         return slots
 

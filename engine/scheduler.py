@@ -49,7 +49,7 @@ class Scheduler:
         self._scored_rows_left = 0
         self._steps = 0
         self._blocked: Sequence | None = None
-        self._slack = 0
+        self._slack = self._reservable = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its context fits the page pool."""
@@ -79,7 +79,10 @@ class Scheduler:
             if not budget:
                 break
             budget = self._grant_prefills(equals, budget)
-        return Batch(tuple(_chunk(sequence, length) for sequence, length in self._grants.items()))
+        chunks = tuple(_chunk(sequence, length) for sequence, length in self._grants.items())
+        for chunk in chunks:
+            self._cache.reach(chunk.sequence, chunk.end)
+        return Batch(chunks)
 
     def _grant_decodes(self) -> None:
         index = 0
@@ -191,6 +194,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         self._cache.admit(sequence)
         self._slack -= len(sequence.pages) + 1
+        self._reservable -= self._cache.reserved(sequence)
         if sequence.cached < 0:
             sequence.cached = sequence.computed
         insort(self.running, sequence, key=_importance)
@@ -199,13 +203,13 @@ class Scheduler:
     def _fits(self, sequence: Sequence) -> bool:
         """Whether a place and pages are there, with a page left for every sequence that runs already."""
         full = len(self.running) == self._config.max_running
-        return not full and self._cache.fits(sequence, reserve=len(self.running))
+        return not full and self._cache.fits(sequence, self.running)
 
     def _would_fit(self, sequence: Sequence, keep: list[Sequence]) -> bool:
         """Whether it fits if only `keep` go on running."""
         if len(keep) in (len(self.running), self._config.max_running):
             return False
-        return self._cache.would_fit(sequence, keep, reserve=len(keep))
+        return self._cache.would_fit(sequence, keep)
 
     def _block(self, sequence: Sequence) -> None:
         """The first that does not fit holds back what is less important, lest it be overtaken for ever.
@@ -215,13 +219,18 @@ class Scheduler:
         """
         if self._blocked is None:
             rivals = [s for s in self.running if _importance(s) > _importance(sequence)]
-            needed = sum(self._cache.pages_for(len(s.tokens)) + 1 for s in (*rivals, sequence))
+            sharing = (*rivals, sequence)
+            needed = sum(self._cache.pages_for(len(s.tokens)) + 1 for s in sharing)
             self._blocked, self._slack = sequence, self._cache.num_pages - needed
+            self._reservable = self._cache.reservable - sum(map(self._cache.reserved, sharing))
 
     def _overtakes(self, sequence: Sequence) -> bool:
         if self._blocked is None or _importance(sequence) < _importance(self._blocked):
             return False
-        return self._cache.pages_for(len(sequence.tokens)) + 1 > self._slack
+        return (
+            self._cache.pages_for(len(sequence.tokens)) + 1 > self._slack
+            or self._cache.reserved(sequence) > self._reservable
+        )
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -50,8 +50,8 @@ class Sidecar:
 
 
 def carries(spec: LayerSpec) -> bool:
-    """Whether a layer has sidecars: it keeps KV of its own, and reads all of it."""
-    return spec.owns_cache and spec.window is None
+    """Whether a layer has sidecars: it keeps KV of its own, and some of its heads read all of it."""
+    return spec.owns_cache and spec.window is None and spec.num_kv_heads > 0
 
 
 def sidecar_bytes(

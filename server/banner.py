@@ -47,6 +47,8 @@ def show(
     facts.add_row("decode", Text(_recipe(offers.decode)))
     if offers.heads is not None:
         facts.add_row("heads", Text(f"{offers.heads.sparsity:.0%} of them stream, by {offers.heads.profile}"))
+    if offers.layers is not None:
+        facts.add_row("layers", Text(f"full or sparse by request, by {offers.layers.router}"))
     facts.add_row("API", Text(f"{url}/v1   reference: {url}/docs   metrics: {url}/metrics"))
     facts.add_row("API keys", _access(config))
     if embedded:

@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-PROFILE_KINDS = ("duo", "layers", "lowrank", "moments", "outliers", "retrieval", "sinks")
+PROFILE_KINDS = ("duo", "layers", "lowrank", "moments", "outliers", "retrieval", "router", "sinks")
 """`headway.engine.profile.names()`, which imports torch; a test compares them."""
 
 ModelArgument = Annotated[

@@ -38,6 +38,7 @@ class Piece:
         finish_reason: set on the last piece.
         selection, prefill: what selecting did for the whole answer and for its prompt; on a last piece that
             the engine ended.
+        full_layers: those that a router let read everything; on the same piece.
     """
 
     token: int
@@ -47,6 +48,7 @@ class Piece:
     finish_reason: Reason | None
     selection: SelectionUsage | None = None
     prefill: PrefillUsage | None = None
+    full_layers: tuple[int, ...] | None = None
 
 
 GenerationEvent = Progress | Started | Piece
@@ -90,8 +92,8 @@ async def generate(
                         reason = "stop"
                     timer.reason = reason
                     logprob = event.logprobs[index] if event.logprobs else None
-                    selected = (event.selection, event.prefill) if last else (None, None)
-                    yield Piece(token, new, offset, logprob, reason, *selected)
+                    done = (event.selection, event.prefill, event.full_layers) if last else ()
+                    yield Piece(token, new, offset, logprob, reason, *done)
                     if reason:
                         return
     raise RequestFailed("the engine ended this request without a reason")

@@ -23,6 +23,7 @@ class Usage:
         self._wishes = wishes
         self._selections: list[SelectionUsage] = []
         self._prefills: list[PrefillUsage] = []
+        self._full_layers: set[int] | None = None
 
     def count(self, index: int, event: Started | Piece) -> None:
         """Take note of an event of sequence `index`."""
@@ -32,6 +33,8 @@ class Usage:
                 self._selections.append(event.selection)
             if event.prefill is not None:
                 self._prefills.append(event.prefill)
+            if event.full_layers is not None:
+                self._full_layers = (self._full_layers or set()).union(event.full_layers)
             return
         prompt = index // self._n
         # The first of n sequences fills the cache for the others; only what was there before counts.
@@ -46,10 +49,12 @@ class Usage:
             "prompt_tokens_details": {"cached_tokens": sum(self._cached.values())},
         }
         decode, prefill = self._wishes.decode.method, self._wishes.prefill.method
-        if decode is not None or prefill is not None:
+        if decode is not None or prefill is not None or self._full_layers is not None:
             report["headway"] = {"method": decode or "dense", **_decoded(self._selections)}
         if prefill is not None:
             report["headway"]["prefill"] = {"method": prefill, **_prefilled(self._prefills)}
+        if self._full_layers is not None:
+            report["headway"]["full_layers"] = sorted(self._full_layers)
         return report
 
 

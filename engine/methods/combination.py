@@ -9,7 +9,12 @@ def why_no_routes(decode: DecodeMethod) -> str | None:
     if decode.hands_on:
         return (
             f"method: {decode.settings.method} hands what a layer has chosen to another layer, whose heads "
-            "recipe.heads routes otherwise; leave recipe.heads out, or use another decode method"
+            "recipe.heads or recipe.layers routes otherwise; leave that out, or use another decode method"
+        )
+    if decode.routes_heads:
+        return (
+            f"method: {decode.settings.method} decides itself, in every step, which heads read sinks and "
+            "window only; leave recipe.heads and recipe.layers out, or use another decode method"
         )
     return None
 

@@ -15,6 +15,7 @@ from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.combination import why_no_routes
 from headway.engine.methods.decode import streaming as decode_streaming
 from headway.engine.methods.decode.base import DecodeMethod, Part
+from headway.engine.methods.prefill import dense as prefill_dense
 from headway.engine.methods.prefill import streaming as prefill_streaming
 from headway.engine.methods.prefill.base import PrefillMethod
 from headway.engine.selection.chunk_view import ChunkView
@@ -48,8 +49,9 @@ class RoutedDecode(DecodeMethod[Any]):
         self._own.check(specs, page_size)
 
     def parts(self, layer: LayerView) -> tuple[Part, ...]:
-        """The layer's runs."""
-        own = None if self.settings.method == "dense" else self._own
+        """The layer's runs; heads that stream do so in the first layers, too."""
+        everything = self.settings.method == "dense" or layer.spec.layer_idx < self.settings.dense_layers
+        own = None if everything else self._own
         return tuple(
             Part(layer.of_heads(run), run.heads, self._streaming if run.streams else own)
             for run in self._routes.runs(layer.spec)
@@ -69,6 +71,7 @@ class RoutedPrefill(PrefillMethod[Any]):
         super().__init__(own.settings)
         self.row_local = own.row_local
         self._own, self._routes = own, routes
+        self._dense = prefill_dense.Method(prefill_dense.Settings())
         self._streaming = _WithoutTail(
             prefill_streaming.Settings(
                 sink_size=routes.sink_size,
@@ -97,19 +100,22 @@ class RoutedPrefill(PrefillMethod[Any]):
 
     def attend(self, query: Tensor, chunk: ChunkView) -> tuple[Tensor, Tensor]:
         """Run by run."""
-        runs = self._routes.runs(chunk.spec)
-        if len(runs) == 1:
-            return self._method(runs[0].streams).attend(query, chunk)
-        out = query.new_empty(*query.shape[:2], chunk.value_cache.shape[3])
-        lse = query.new_empty(query.shape[:2], dtype=torch.float32)
-        for run in runs:
-            out[:, run.heads], lse[:, run.heads] = self._method(run.streams).attend(
-                query[:, run.heads], chunk.of_heads(run)
-            )
-        return out, lse
+        return self._by_runs(query, chunk, self._own)
 
-    def _method(self, streams: bool) -> PrefillMethod[Any]:
-        return self._streaming if streams else self._own
+    def attend_densely(self, query: Tensor, chunk: ChunkView) -> tuple[Tensor, Tensor]:
+        """Heads that stream do so in the first layers, too."""
+        return self._by_runs(query, chunk, self._dense)
+
+    def _by_runs(self, query: Tensor, chunk: ChunkView, own: PrefillMethod[Any]) -> tuple[Tensor, Tensor]:
+        runs = self._routes.runs(chunk.spec)
+        parts = [
+            (self._streaming if run.streams else own).attend(query[:, run.heads], chunk.of_heads(run))
+            for run in runs
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        out, lse = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
+        return out, lse
 
 
 class _WithoutTail(prefill_streaming.Method):

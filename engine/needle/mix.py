@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from headway.engine.needle.coding import Coder
-from headway.engine.needle.model import CHUNK
 from headway.engine.needle.tasks import Spec, encode, make
 
 LENGTHS = [64 * 2**n for n in range(12)]
-LONG = 4096  # from here on the haystack is read through a window; see `Needle.forward`
+LONG = 4096  # from here on the haystack is read through a window; see `reading`
 FILLERS = ["noise", "prose", "prose", "english", "english", "junk"]
 
 
@@ -24,7 +23,6 @@ class Batch:
     positions: Tensor
     answer: Tensor
     families: list[str]
-    split: int = 0
 
 
 def _log_uniform(rng: Random, low: float, high: float) -> float:
@@ -44,8 +42,6 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
         restate=rng.choice((0.0, 0.0, 0.3)),
         distant=0.4 if length >= 1024 else 0.0,
     )
-    if length >= LONG:
-        spec = replace(spec, question_share=(rng.uniform(200, 500) if length == LONG else 1000) / length)
     if length >= 2048 and rng.random() < 0.25:
         # All keys there are, and prose that is full of the same words.
         return "line", replace(spec, keys="noun", needles="line", filler="prose", separator="\n")
@@ -102,21 +98,19 @@ def _copy(rng: Random, coder: Coder, length: int) -> tuple[list[int], list[tuple
 
 
 def batch(rng: Random, coder: Coder, length: int, rows: int, copies: float, skips: float) -> Batch:
-    """Samples of the mix at one length."""
+    """Samples of the mix at one length below LONG."""
     ids = torch.zeros(rows, length, dtype=torch.long)
     answer = torch.full((rows, length), -1, dtype=torch.long)
     positions = torch.arange(length).repeat(rows, 1)
     families: list[str] = []
-    split = 0
     for row in range(rows):
         spans: list[tuple[int, int]] = []
         while not spans:
-            if rng.random() < copies and length < LONG:
+            if rng.random() < copies:
                 family, (tokens, spans) = "copy", _copy(rng, coder, length)
             else:
                 family, spec = draw(rng, length)
                 sample = make(rng, coder, length, spec)
-                sample.question_first &= length < LONG
                 tokens, spans = encode(sample, coder, length)
         ids[row, : len(tokens)] = torch.tensor(tokens)
         for start, stop in spans:
@@ -124,7 +118,4 @@ def batch(rng: Random, coder: Coder, length: int, rows: int, copies: float, skip
             families.append(family)
         if rng.random() < skips:
             positions[row] = skip(rng, length)
-        if length >= LONG:
-            assert rows == 1
-            split = max(0, spans[0][0] - 64) // CHUNK * CHUNK
-    return Batch(ids, positions, answer, families, split)
+    return Batch(ids, positions, answer, families)

@@ -84,11 +84,15 @@ class Attention(nn.Module):
         """x [B, T, hidden]; cos, sin [B, 1, T, size] -> [B, T, hidden]."""
         b, t, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(b, t, self.heads, self.size)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(x).view(b, t, self.kv_heads, self.size)).transpose(1, 2)
-        v = self.v_proj(x).view(b, t, self.kv_heads, self.size).transpose(1, 2)
-        out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        k, v = self.keys_values(x, cos, sin)
+        out = attend(rotate(q, cos, sin), k, v)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
         return projected
+
+    def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values [B, KV heads, T, size]; arguments as in `forward`."""
+        k, v = (p(x).view(*x.shape[:2], self.kv_heads, self.size) for p in (self.k_proj, self.v_proj))
+        return rotate(self.k_norm(k).transpose(1, 2), cos, sin), v.transpose(1, 2)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -187,14 +191,9 @@ class Needle(nn.Module):
         angles = torch.cat((angles, angles), dim=-1)[:, None]
         return angles.cos(), angles.sin()
 
-    def forward(self, ids: Tensor, positions: Tensor, split: int = 0) -> Tensor:
-        """ids, positions [B, T] -> hidden states after the last norm [B, T, hidden].
-
-        With `split`, a multiple of CHUNK, the positions before it see only their surroundings: training on a
-        long haystack then costs as much per token as on a short one, while the questions behind it see all.
-        """
-        attend = windowed(split) if split else dense
-        return self.run(ids, positions, [attend] * len(self.layers))
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """ids, positions [B, T] -> hidden states after the last norm [B, T, hidden]."""
+        return self.run(ids, positions, [dense] * len(self.layers))
 
     def run(self, ids: Tensor, positions: Tensor, attends: list[Attend]) -> Tensor:
         """The decoder with an attention of its own in every layer; shapes as in `forward`."""

@@ -1,7 +1,9 @@
-"""A haystack read once without gradients, and questions about it with them: long ones become affordable."""
+"""A haystack read once, and many questions about it: long ones become affordable."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from random import Random
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -9,65 +11,73 @@ from torch import Tensor
 
 from headway.engine.needle.coding import Coder
 from headway.engine.needle.mix import Batch, draw
-from headway.engine.needle.model import CHUNK, Attend, Needle, windowed
+from headway.engine.needle.model import CHUNK, SINK, Attend, Layer, Needle, dense, windowed
 from headway.engine.needle.tasks import make, split
+
+END = 4 * CHUNK
+"""Tokens at a haystack's end that layers which look no farther see."""
 
 
 @dataclass
 class Reading:
-    """A haystack and batches of questions that each stand directly behind it, blind to one another."""
+    """A haystack and questions that each stand directly behind it, blind to one another."""
 
     ids: Tensor
-    questions: list[Batch]
+    questions: Batch
 
 
-def reading(rng: Random, coder: Coder, length: int, groups: int, tokens: int) -> Reading:
-    """A haystack of about `length` tokens and up to `groups` batches of questions of `tokens` tokens."""
+def reading(rng: Random, coder: Coder, length: int, tokens: int) -> Reading:
+    """A haystack of about `length` tokens and questions of up to `tokens` tokens with their answers."""
     while True:
         family, spec = draw(rng, length)
-        sample = make(rng, coder, length, spec)
+        total = length + tokens
+        sample = make(rng, coder, total, replace(spec, question_share=tokens / total))
         sample.chat, sample.question_first = True, False
-        prefix, tails = split(coder, sample, sample.questions[: groups * tokens // 20])
-        if tails:
+        prefix, rows = split(coder, sample, sample.questions)
+        while sum(len(ask) + len(answer) for ask, answer in rows) > tokens:
+            rows.pop()
+        if rows:
             break
-    batches: list[Batch] = []
-    while tails and len(batches) < groups:
-        rows = [tails.pop()]
-        while tails and sum(len(ask) + len(answer) for ask, answer in [*rows, tails[-1]]) <= tokens:
-            rows.append(tails.pop())
-        ids = [i for ask, answer in rows for i in ask + answer]
-        owner = [o for row, (ask, answer) in enumerate(rows) for o in [-1] * len(ask) + [row] * len(answer)]
-        positions = [len(prefix) + i for ask, answer in rows for i in range(len(ask) + len(answer))]
-        batches.append(
-            Batch(torch.tensor([ids]), torch.tensor([positions]), torch.tensor([owner]), [family] * len(rows))
-        )
-    return Reading(torch.tensor([prefix]), batches)
+    ids = [i for ask, answer in rows for i in ask + answer]
+    owner = [o for row, (ask, answer) in enumerate(rows) for o in [-1] * len(ask) + [row] * len(answer)]
+    positions = [len(prefix) + i for ask, answer in rows for i in range(len(ask) + len(answer))]
+    questions = Batch(
+        torch.tensor([ids]), torch.tensor([positions]), torch.tensor([owner]), [family] * len(rows)
+    )
+    return Reading(torch.tensor([prefix]), questions)
 
 
-@torch.no_grad()
-def read(model: Needle, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of every layer [1, KV heads, N, d], each position seeing its surroundings."""
+def read(model: Needle, ids: Tensor, far: Collection[int]) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values [1, KV heads, n, d] that questions see of a haystack of N tokens, by layer.
+
+    Of the layers `far`, those of all its tokens; of the others, of its beginning and its end. A token of
+    the haystack itself sees its surroundings only; behind the last far layer's keys, only ends are computed.
+    """
+    n = ids.shape[1]
+    ends = torch.cat((torch.arange(SINK), torch.arange(max(SINK, n - END), n)))
     kept: list[tuple[Tensor, Tensor]] = []
-    surroundings = windowed(ids.shape[1] // CHUNK * CHUNK)
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        kept.append((k, v))
-        return surroundings(q, k, v)
-
-    model.run(ids, torch.arange(ids.shape[1])[None], [attend] * len(model.layers))
+    surroundings = windowed(n // CHUNK * CHUNK)
+    cos, sin = model.rope(torch.arange(n)[None])
+    x = model.embed_tokens(ids)
+    for number, layer in enumerate(cast(list[Layer], model.layers)):
+        k, v = layer.self_attn.keys_values(layer.input_layernorm(x), cos, sin)
+        kept.append((k, v) if number in far or x.shape[1] < n else (k[:, :, ends], v[:, :, ends]))
+        if number == max(far):
+            x, cos, sin, surroundings = x[:, ends], cos[:, :, ends], sin[:, :, ends], dense
+        x = layer(x, cos, sin, surroundings)
     return kept
 
 
 def answer(model: Needle, kept: list[tuple[Tensor, Tensor]], b: Batch) -> Tensor:
     """Hidden states [1, T, hidden] of questions behind a haystack that `read` has read."""
-    n, t = kept[0][0].shape[2], b.ids.shape[1]
-    place = torch.arange(t)
+    place = torch.arange(b.ids.shape[1])
     starts = b.positions[0] == b.positions[0, 0]
     row = starts.cumsum(0)
     own = (row[:, None] == row[None, :]) & (place[None, :] <= place[:, None])
-    mask = torch.cat((torch.ones(t, n, dtype=torch.bool), own), dim=1)
 
     def behind(k_seen: Tensor, v_seen: Tensor) -> Attend:
+        mask = torch.cat((own.new_ones(len(own), k_seen.shape[2]), own), dim=1)
+
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = torch.cat((k_seen, k), dim=2), torch.cat((v_seen, v), dim=2)
             return F.scaled_dot_product_attention(q, keys, values, mask, enable_gqa=True)

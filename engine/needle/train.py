@@ -20,13 +20,16 @@ from headway.engine.needle.coding import Coder
 from headway.engine.needle.mix import LENGTHS, LONG, Batch, batch
 from headway.engine.needle.model import Needle, Shape
 from headway.engine.needle.optim import Muon
-from headway.engine.needle.reading import answer, read, reading
+from headway.engine.needle.reading import Reading, answer, read, reading
 
-SHARES = [0, 0, 6, 8, 10, 16, 16, 18, 14, 11, 1, 0]
+SHARES = [0, 0, 6, 8, 10, 14, 14, 20, 14, 9, 3, 2]
 """Shares of LENGTHS in the steps once long haystacks are reached."""
 
-GROUPS = 3
-"""Batches of questions asked about one long haystack that was read once."""
+QUESTIONS = 1536
+"""Tokens of questions and answers about one long haystack."""
+
+GRADIENTS = 32_768
+"""Up to this length gradients reach the haystack's keys; beyond it, memory would not hold them."""
 
 
 def loss_and_hits(model: Needle, b: Batch, hidden: Tensor) -> tuple[Tensor, dict[str, list[int]]]:
@@ -132,21 +135,20 @@ class Run:
                 length = lengths.choices(LENGTHS, SHARES)[0]
             elif lengths.random() < 0.33:
                 length = LENGTHS[lengths.randint(max(0, self.stage - 3), self.stage)]
-            if length > LONG:
-                r = reading(rng, self.coder, length, GROUPS, 384)
-                kept = read(self.model, r.ids)
-                for i in range(GROUPS):
-                    b = r.questions[i % len(r.questions)]
-                    yield length, b, partial(answer, self.model, kept, b)
+            if length >= LONG:
+                r = reading(rng, self.coder, length, QUESTIONS)
+                yield length, r.questions, partial(self.answer, r)
                 continue
             rows = max(1, self.args.tokens // length)
             skips = 0.5 if length >= 1024 else 0.0
             b = batch(rng, self.coder, length, rows, 0.2 if self.stage == 0 else 0.04, skips)
-            if b.split:
-                # The windowed pass has other shapes every time: it goes past torch.compile.
-                yield length, b, partial(self.model.forward, b.ids, b.positions, b.split)
-            else:
-                yield length, b, partial(self.model, b.ids, b.positions)
+            yield length, b, partial(self.model, b.ids, b.positions)
+
+    def answer(self, r: Reading) -> Tensor:
+        """Hidden states of the questions about a long haystack."""
+        with torch.set_grad_enabled(r.ids.shape[1] <= GRADIENTS):
+            kept = read(self.model, r.ids, self.args.far or range(self.args.layers))
+        return answer(self.model, kept, r.questions)
 
     def update(self, loss: Tensor) -> None:
         """One step of the optimizers on the mean gradient of all workers."""
@@ -252,6 +254,9 @@ def main() -> None:
     p.add_argument("--theta", type=float, default=1e10, help="base of the rotary embedding")
     p.add_argument("--mlp", type=int, default=320, help="width of the MLP")
     p.add_argument("--layers", type=int, default=4, help="number of layers")
+    p.add_argument(
+        "--far", type=int, nargs="*", default=[], help="layers in which questions see all of a long haystack"
+    )
     p.add_argument("--stage", type=int, default=0, help="first stage")
     p.add_argument("--last-stage", type=int, default=5, help="last stage; lengths " + str(LENGTHS))
     p.add_argument("--advance", type=float, default=0.9, help="accuracy that ends a stage")

@@ -11,65 +11,39 @@ window is that of `tile_attention`, before a tile of queries, as in serving.
 Tensors: `kv_heads` [layers, KV heads], the gates; NaN in layers with a sliding window.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from random import Random
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, model_validator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import Field
 from torch import Tensor
 
-from headway.engine.config_section import Positive, Section
+from headway.engine.config_section import Positive
 from headway.engine.errors import ConfigError
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.loaded import LoadedModel
 from headway.engine.profile.artefact import Artefact, made
-from headway.engine.profile.haystacks import Haystack, maker
+from headway.engine.profile.checkpoint import CHECKPOINT_STEPS, Checkpoint
+from headway.engine.profile.haystacks import maker
 from headway.engine.profile.head_scores import table
+from headway.engine.profile.lessons import LessonSettings, lesson_of
 from headway.engine.profile.pictures import Figure, heat_map
 from headway.engine.profile.progress import Progress
 from headway.engine.profile.two_streams import Streaming, TwoStreams, two_streams
 
-CHECKPOINT_STEPS = 20
-QUESTION_TOKENS = 40
-"""Room for a question and its answer, about."""
 RAMP = 0.2
 """Share of the steps over which the learning rate rises, and falls."""
 FLOOR = 0.1
 """Share of the learning rate that it begins and ends with."""
 
 
-class Settings(Section):
+class Settings(LessonSettings):
     """More steps separate the heads better; longer texts show more of what streaming loses."""
 
-    seed: int = 0
     steps: Positive = Field(240, description="One text each; the paper takes 2000.")
-    shortest: Positive = Field(1024, description="Tokens of the shortest text.")
-    longest: Positive = Field(4096, description="Tokens of the longest one.")
-    lengths: Positive = Field(50, description="Different lengths, evenly spaced.")
-    passkeys: Positive = Field(10, description="Facts that are asked for at the end of a text.")
-    sink_size: int = Field(64, ge=0, description="First tokens that streaming heads read.")
-    window_size: Positive = Field(256, description="Tokens before a tile that they read.")
-    tile: Positive = Field(128, description="Queries that share a window.")
     learning_rate: Annotated[float, Field(gt=0)] = 0.02
     penalty: Annotated[float, Field(ge=0)] = Field(0.05, description="Weight of the mean gate in the loss.")
-    recompute: bool = Field(
-        False, description="Compute layers again in the backward pass: less memory, more time."
-    )
-
-    @model_validator(mode="after")
-    def _long_enough(self) -> Self:
-        least = self.sink_size + self.window_size + self.tile
-        if not least < self.shortest <= self.longest:
-            raise ValueError(
-                f"shortest must lie above {least}, what streaming heads read, and not above "
-                f"longest = {self.longest}; it is {self.shortest}"
-            )
-        return self
 
 
 def run(loaded: LoadedModel, settings: Settings, progress: Progress) -> Artefact:
@@ -88,13 +62,7 @@ def run(loaded: LoadedModel, settings: Settings, progress: Progress) -> Artefact
     shape = Streaming(settings.sink_size, settings.window_size, settings.tile)
     with two_streams(loaded, shape, settings.recompute) as streams:
         while training.done < settings.steps:
-            rng = Random(f"duo {settings.seed} {training.done}")
-            length = settings.shortest + (settings.longest - settings.shortest) * rng.randrange(
-                settings.lengths
-            ) // max(1, settings.lengths - 1)
-            room = min(settings.passkeys * QUESTION_TOKENS, length // 2)
-            text = make(length - room, training.done, settings.passkeys, settings.seed)
-            training.step(streams, *lesson(text, length))
+            training.step(streams, *lesson_of(make, settings, "duo", training.done))
             progress.advance()
     gates = {spec.layer_idx: gate for spec, gate in zip(specs, training.by_layer(), strict=True)}
     missing = [torch.full((spec.num_kv_heads,), torch.nan) for spec in loaded.specs]
@@ -104,20 +72,6 @@ def run(loaded: LoadedModel, settings: Settings, progress: Progress) -> Artefact
         settings=settings, seeds=(settings.seed,), length=settings.longest,
         findings={"distance": round(training.distance, 6)},
     )  # fmt: skip
-
-
-def lesson(text: Haystack, length: int) -> tuple[list[int], list[int]]:
-    """A text with its questions answered at the end, in at most `length` tokens, and the rows that answer."""
-    ids = list(text.ids)
-    rows: list[int] = []
-    for number, question in enumerate(text.questions):
-        turn = [*(text.between if number else ()), *question.ask]
-        if number and len(ids) + len(turn) + len(question.answer) > length:
-            break
-        ids += turn
-        rows += range(len(ids) - 1, len(ids) - 1 + len(question.answer))
-        ids += question.answer
-    return ids, rows
 
 
 def picture(artefact: Artefact) -> Figure:
@@ -137,8 +91,8 @@ class _Training:
     def __init__(
         self, loaded: LoadedModel, specs: Sequence[LayerSpec], settings: Settings, checkpoint: Path | None
     ) -> None:
-        self._specs, self._settings, self._checkpoint = specs, settings, checkpoint
-        self._identity = {"duo": json.dumps([settings.model_dump(mode="json"), loaded.fingerprint.hex()])}
+        self._specs, self._settings = specs, settings
+        self._checkpoint = Checkpoint(checkpoint, "duo", settings, loaded)
         self._sizes = [spec.num_kv_heads for spec in specs]
         self.gates = torch.ones(sum(self._sizes), device=loaded.device, requires_grad=True)
         self._optimiser = torch.optim.AdamW([self.gates], lr=settings.learning_rate, weight_decay=0.0)
@@ -165,8 +119,8 @@ class _Training:
         self._optimiser.step()
         self.done += 1
         self.distance += (distance.item() - self.distance) / min(self.done, CHECKPOINT_STEPS)
-        if self._checkpoint is not None and self.done % CHECKPOINT_STEPS == 0:
-            self._keep(self._checkpoint)
+        if self.done % CHECKPOINT_STEPS == 0:
+            self._keep()
 
     def _pace(self) -> float:
         """The trapezoid: up, level, down."""
@@ -174,28 +128,21 @@ class _Training:
         nearest = min(self.done, self._settings.steps - 1 - self.done)
         return FLOOR + (1 - FLOOR) * min(1.0, nearest / ramp)
 
-    def _keep(self, path: Path) -> None:
+    def _keep(self) -> None:
         state: dict[str, Any] = self._optimiser.state[self.gates]
-        tensors = {
-            "gates": self.gates.detach(),
-            "done": torch.tensor(self.done),
-            "distance": torch.tensor(self.distance, dtype=torch.float64),
-            **{f"adam.{name}": tensor for name, tensor in state.items()},
-        }
-        partial = path.with_name(f"{path.name}.partial")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, self._identity)
-        partial.replace(path)
+        self._checkpoint.keep(
+            {
+                "gates": self.gates,
+                "done": torch.tensor(self.done),
+                "distance": torch.tensor(self.distance, dtype=torch.float64),
+                **{f"adam.{name}": tensor for name, tensor in state.items()},
+            }
+        )
 
     def _resume(self) -> None:
         """From a checkpoint of the same settings and model, if there is one."""
-        if self._checkpoint is None or not self._checkpoint.is_file():
-            return
-        try:
-            with safe_open(self._checkpoint, framework="pt") as file:
-                if file.metadata() != self._identity:
-                    return
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
+        tensors = self._checkpoint.kept()
+        if tensors is None:
             return
         with torch.no_grad():
             self.gates.copy_(tensors["gates"])

@@ -5,7 +5,7 @@ full run) + (1 - gate) · (sinks and window over what reaches it in the gated ru
 differentiated, with regard to the gates and to all that comes before.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,28 +62,53 @@ class TwoStreams:
     @contextmanager
     def hidden(self, ids: list[int], gates: Gates, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Last hidden states [rows, size] of the full and of the gated run; backward must run in here."""
+        with self._both(ids, gates, lambda: self._states(ids, rows)) as both:
+            yield both
+
+    @contextmanager
+    def log_probs(self, ids: list[int], switches: Gates, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Log-probabilities [rows, vocab] of the full and of the switched run; backward must run in here.
+
+        Switches are gates of 0 or 1, alike in all heads of a layer. A layer that is on attends to what
+        reaches it in the switched run, so that it shows what others have lost before it; of one that is off,
+        the full run tells what it would return.
+        """
+        with self._both(ids, switches, lambda: self._log_probs(ids, rows), switched=True) as both:
+            yield both
+
+    @contextmanager
+    def _both(
+        self, ids: list[int], gates: Gates, run: Callable[[], Tensor], *, switched: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         groups = self._loaded.rope.groups([len(ids)], [range(len(ids))])
         device = self._loaded.device
         step = _Step(
             self._loaded.specs,
             self._shape,
             rope_groups=[(longest, torch.tensor(members, device=device)) for longest, members in groups],
+            switched=switched,
         )
         with forward_context.entered(step):
             with torch.no_grad():
-                full = self._states(ids, rows)
+                full = run()
             step.gates = gates
-            yield full, self._states(ids, rows)
+            yield full, run()
 
     def _states(self, ids: list[int], rows: Tensor) -> Tensor:
-        device = self._loaded.device
-        output = self._loaded.model.base_model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.arange(len(ids), device=device).unsqueeze(0),
-            use_cache=False,
-        )
-        states: Tensor = output.last_hidden_state[0, rows]
+        states: Tensor = self._loaded.model.base_model(**self._inputs(ids)).last_hidden_state[0, rows]
         return states.float()
+
+    def _log_probs(self, ids: list[int], rows: Tensor) -> Tensor:
+        logits: Tensor = self._loaded.model(**self._inputs(ids), logits_to_keep=rows).logits[0]
+        return logits.float().log_softmax(-1)
+
+    def _inputs(self, ids: list[int]) -> dict[str, Any]:
+        device = self._loaded.device
+        return {
+            "input_ids": torch.tensor([ids], device=device),
+            "position_ids": torch.arange(len(ids), device=device).unsqueeze(0),
+            "use_cache": False,
+        }
 
 
 @dataclass(slots=True)
@@ -91,6 +116,7 @@ class _Step:
     """The forward context of one text; with `gates`, of its gated run.
 
     Attributes:
+        switched: the gates are switches.
         full: by layer_idx, what attention returned in the full run, [1, T, Hq, Dv].
     """
 
@@ -98,6 +124,7 @@ class _Step:
     shape: Streaming
     rope_groups: Sequence[tuple[int, Tensor]]
     gates: Gates | None = None
+    switched: bool = False
     full: dict[int, Tensor] = field(default_factory=dict)
 
     def attend(
@@ -117,8 +144,10 @@ class _Step:
             return out
         gate = self.gates[spec.layer_idx].repeat_interleave(spec.num_heads // spec.num_kv_heads)
         gate = gate.view(1, 1, -1, 1)
-        near = _near(query, key, value, spec, self.shape)
-        return (gate * self.full[spec.layer_idx] + (1 - gate) * near).to(query.dtype)
+        near, full = _near(query, key, value, spec, self.shape), self.full[spec.layer_idx]
+        if self.switched and bool((gate > 0.5).all()):
+            near, full = near.detach(), _causal(query, key, value, spec)
+        return (gate * full + (1 - gate) * near).to(query.dtype)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, spec: LayerSpec) -> Tensor:

@@ -19,6 +19,7 @@ from headway.engine.errors import ConfigError
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.loaded import LoadedModel
 from headway.engine.patch import attached
+from headway.engine.selection.plans import Plans
 from headway.kernels.paged_attention import plan
 
 PAGE_SIZE = 64
@@ -116,7 +117,7 @@ class WatchedRun:
             specs=self._loaded.specs,
             cache=self._cache,
             latents=self._latents,
-            plan=plan([len(ids)], [end], [range(-(-end // PAGE_SIZE))], PAGE_SIZE, device),
+            plans=Plans(plan([len(ids)], [end], [range(-(-end // PAGE_SIZE))], PAGE_SIZE, device)),
             slot_mapping=torch.arange(start, end, device=device),
             rope_groups=[(longest, torch.tensor(rows, device=device)) for longest, rows in groups],
         )

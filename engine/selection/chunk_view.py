@@ -1,46 +1,35 @@
 """ChunkView: one layer of the paged cache, as a method sees it for one chunk of a prompt."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from headway.engine.layer_spec import LayerSpec
 from headway.engine.selection.head_route import HeadRun
-from headway.engine.sidecars import Sidecar, SidecarStore
+from headway.engine.selection.layer_cache import CacheView
 from headway.kernels.paged_attention import AttentionPlan
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ChunkView:
+@dataclass(slots=True, eq=False)
+class ChunkView(CacheView):
     """The read side of one layer; the chunk's own keys are stored already.
 
     Attributes:
-        key_cache, value_cache: [num_pages, page_size, Hkv, D].
         plan: one sequence, the chunk's tokens its queries.
         num_prompt: tokens of the whole prompt.
         counted: what `count` was told, scalars on the model's device.
+        streaming_plan: the plan for the pages of heads that stream; None: they have none of their own.
     """
 
-    spec: LayerSpec
-    key_cache: Tensor
-    value_cache: Tensor
     plan: AttentionPlan
     num_prompt: int
-    store: SidecarStore
     counted: list[Tensor] = field(default_factory=list)
+    streaming_plan: AttentionPlan | None = None
 
     def of_heads(self, run: HeadRun) -> "ChunkView":
         """The same layer with these heads alone; it counts with this one."""
-        kv_heads = run.kv_heads
-        return replace(
-            self,
-            spec=run.spec,
-            key_cache=self.key_cache[:, :, kv_heads],
-            value_cache=self.value_cache[:, :, kv_heads],
-            store=self.store.of_heads(kv_heads),
-        )
+        plan = self.streaming_plan if run.streams else None
+        return replace(self, cache=self.cache.of_heads(run), plan=plan or self.plan)
 
     def count(self, pairs: Tensor) -> None:
         """Note how many pairs of a query and a key this layer reads, over all query heads."""
@@ -55,16 +44,6 @@ class ChunkView:
     def end(self) -> int:
         """Keys there are: the chunk's last position + 1."""
         return self.plan.host_kv_lens[0]
-
-    @property
-    def page_size(self) -> int:
-        """Tokens a page."""
-        return self.key_cache.shape[1]
-
-    @property
-    def sidecars(self) -> Mapping[Sidecar, Tensor]:
-        """Tables [num_pages, units, Hkv, numbers] of the layer that owns the keys."""
-        return self.store.of(self.spec.kv_source)
 
     def tile_starts(self, tile: int) -> Tensor:
         """int32 [tiles], the position of each tile's first row."""

@@ -1,15 +1,18 @@
 """Attention of one decode group in one layer: ask the method, read what it selects, count what was read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode.base import DecodeMethod, Part
 from headway.engine.selection.decode_selection import DecodeSelection
+from headway.engine.selection.head_route import HeadRun, of_heads
 from headway.engine.selection.layer_view import LayerView
-from headway.kernels.paged_attention import paged_attention, plan
+from headway.kernels.paged_attention import AttentionPlan, plan
 from headway.kernels.selected_attention import selected_attention
 
 Attended = tuple[Tensor, Tensor]
@@ -18,8 +21,7 @@ Attended = tuple[Tensor, Tensor]
 
 def attend(query: Tensor, layer: LayerView, method: DecodeMethod[Any]) -> Tensor:
     """Attention of one query per sequence, [B, Hq, Dk] → [B, Hq, Dv], over what the method selects."""
-    everything = layer.spec.layer_idx < method.settings.dense_layers
-    parts = (Part(layer, slice(None), None),) if everything else method.parts(layer)
+    parts = method.parts(layer)
     for member, length in zip(layer.step.stack.members, layer.plan.host_kv_lens, strict=True):
         member.layer_steps += 1
         member.context += length
@@ -46,47 +48,72 @@ def _attend_part(query: Tensor, part: Part, share: float) -> Tensor:
 
 
 def attend_selected(query: Tensor, layer: LayerView, selection: DecodeSelection) -> Attended:
-    """Attention over a selection; rows that it marks as dense read everything."""
+    """Attention over a selection; what it marks as dense reads everything."""
     if selection.dense is None:
         return _selected(query, layer, selection)
     if query.device.type == "cpu":  # looking at the mask is free here
         return _split(query, layer, selection, selection.dense)
-    out, lse = _selected(query, layer, selection, active=~selection.dense)
     everything = torch.arange(layer.plan.max_pages, dtype=torch.int32, device=query.device)
+    if selection.dense.ndim == 2:
+        return _either(query, layer, selection, selection.dense, everything)
+    out, lse = _selected(query, layer, selection, active=~selection.dense)
     whole = DecodeSelection(everything.expand(len(query), 1, -1).contiguous(), layer.page_size)
     return _selected(query, layer, whole, active=selection.dense, into=(out, lse))
 
 
+def _either(
+    query: Tensor, layer: LayerView, selection: DecodeSelection, dense: Tensor, everything: Tensor
+) -> Attended:
+    """By KV heads, `dense` [B, Hkv], of which the others have an empty list of pages."""
+    out, lse = _selected(query, layer, selection)
+    pages = torch.where(dense.unsqueeze(2), everything, -1)
+    whole, whole_lse = _selected(query, layer, DecodeSelection(pages, layer.page_size))
+    dense = dense.repeat_interleave(query.shape[1] // dense.shape[1], 1)
+    return torch.where(dense.unsqueeze(2), whole, out), torch.where(dense, whole_lse, lse)
+
+
 def _split(query: Tensor, layer: LayerView, selection: DecodeSelection, dense: Tensor) -> Attended:
-    rows = dense.nonzero().flatten()
-    if len(rows) == 0:
+    """Selected and dense attention apart, each only where it is wanted."""
+    if not dense.any():
         return _selected(query, layer, selection)
-    whole = layer.plan
-    if len(rows) == len(query):
+    if dense.all():
         return _dense(query, layer)
-    out, lse = _selected(query, layer, selection, active=~dense)
-    picked = rows.tolist()
-    sub = plan(
-        [1] * len(picked),
-        [whole.host_kv_lens[i] for i in picked],
-        [whole.host_tables[i] for i in picked],
-        whole.page_size,
-        whole.device,
-    )
-    spec = layer.spec
-    out[rows], lse[rows] = paged_attention(
-        query[rows], layer.key_cache, layer.value_cache, sub,
-        scale=spec.scale, softcap=spec.softcap, sinks=spec.sinks,
-    )  # fmt: skip
+    by_head = dense.view(len(query), -1).expand(-1, layer.spec.num_kv_heads)
+    out, lse = _selected(query, layer, selection, active=~by_head.all(1))
+    for rows, run in _dense_runs(by_head, layer.spec):
+        out[rows, run.heads], lse[rows, run.heads] = layer.cache.of_heads(run).attend_own(
+            query[rows, run.heads], _of_rows(layer.plan, rows)
+        )
     return out, lse
 
 
+def _dense_runs(dense: Tensor, spec: LayerSpec) -> Iterator[tuple[list[int], HeadRun]]:
+    """Neighbouring KV heads that read everything for the same rows of bool [B, Hkv], and those rows."""
+    columns = dense.T.tolist()
+    for marks, members in groupby(range(len(columns)), columns.__getitem__):
+        first, *_ = found = list(members)
+        kv_heads = slice(first, first + len(found))
+        rows = [row for row, marked in enumerate(marks) if marked]
+        if rows:
+            shape, heads = of_heads(spec, kv_heads)
+            yield rows, HeadRun(shape, kv_heads, heads, streams=False, whole=len(found) == len(columns))
+
+
+def _of_rows(whole: AttentionPlan, rows: Sequence[int]) -> AttentionPlan:
+    """The plan of these sequences alone."""
+    if len(rows) == len(whole.host_kv_lens):
+        return whole
+    return plan(
+        [1] * len(rows),
+        [whole.host_kv_lens[i] for i in rows],
+        [whole.host_tables[i] for i in rows],
+        whole.page_size,
+        whole.device,
+    )
+
+
 def _dense(query: Tensor, layer: LayerView) -> Attended:
-    spec = layer.spec
-    return paged_attention(
-        query, layer.key_cache, layer.value_cache, layer.plan,
-        scale=spec.scale, softcap=spec.softcap, sinks=spec.sinks,
-    )  # fmt: skip
+    return layer.cache.attend_own(query, layer.plan)
 
 
 def _selected(
@@ -114,7 +141,10 @@ def _tokens_read(selection: DecodeSelection, layer: LayerView) -> Sequence[int] 
         return [min(length, most) for length in layer.plan.host_kv_lens]
     lens = layer.step.kv_lens
     counts = lens.clamp_max(most) if selection.counts is None else torch.minimum(selection.counts, lens)
-    return counts if selection.dense is None else torch.where(selection.dense, lens, counts)
+    if selection.dense is None:
+        return counts
+    by_head = selection.dense.view(len(lens), -1)
+    return torch.where(by_head, lens.unsqueeze(1), counts.unsqueeze(1)).double().mean(1)
 
 
 def _count(layer: LayerView, read: Sequence[int] | Tensor, share: float) -> None:

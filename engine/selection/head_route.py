@@ -49,6 +49,7 @@ class HeadRoutes:
             "sink_size": sink_size,
             "window_size": window_size,
         }
+        self._specs, self._streaming = specs, streaming
         self._runs = {spec.layer_idx: tuple(_runs(spec, streaming.get(spec.layer_idx, ()))) for spec in specs}
 
     def __bool__(self) -> bool:
@@ -58,19 +59,38 @@ class HeadRoutes:
         """The heads of a layer in order; one run where all are alike."""
         return self._runs[spec.layer_idx]
 
+    def streaming(self, spec: LayerSpec) -> Collection[int]:
+        """The KV heads of a layer that stream."""
+        return self._streaming.get(spec.layer_idx, ())
+
+    def moved_last(self, layers: Mapping[int, LayerSpec]) -> "HeadRoutes":
+        """The same where these layers stand for their likes: their heads that stream come last."""
+        specs = [layers.get(spec.layer_idx, spec) for spec in self._specs]
+        moved = dict(self._streaming) | {
+            layer: range(spec.num_kv_heads - len(self.streaming(spec)), spec.num_kv_heads)
+            for layer, spec in layers.items()
+        }
+        return HeadRoutes(specs, moved, self.sink_size, self.window_size)
+
+
+def of_heads(spec: LayerSpec, kv_heads: slice) -> tuple[LayerSpec, slice]:
+    """A layer with some neighbouring KV heads alone, and which of its query heads read those."""
+    group = spec.num_heads // spec.num_kv_heads
+    heads = slice(kv_heads.start * group, kv_heads.stop * group)
+    shape = replace(
+        spec,
+        num_heads=heads.stop - heads.start,
+        num_kv_heads=kv_heads.stop - kv_heads.start,
+        sinks=None if spec.sinks is None else spec.sinks[heads],
+    )
+    return shape, heads
+
 
 def _runs(spec: LayerSpec, streaming: Collection[int]) -> list[HeadRun]:
     runs = []
-    group = spec.num_heads // spec.num_kv_heads
     for streams, members in groupby(range(spec.num_kv_heads), lambda head: head in streaming):
         first, *_ = found = list(members)
         kv_heads = slice(first, first + len(found))
-        heads = slice(first * group, kv_heads.stop * group)
-        shape = replace(
-            spec,
-            num_heads=len(found) * group,
-            num_kv_heads=len(found),
-            sinks=None if spec.sinks is None else spec.sinks[heads],
-        )
+        shape, heads = of_heads(spec, kv_heads)
         runs.append(HeadRun(shape, kv_heads, heads, streams, len(found) == spec.num_kv_heads))
     return runs

@@ -1,17 +1,16 @@
 """LayerView: one layer of the paged cache, as a method sees it for one decode group in one step."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from headway.engine.layer_spec import LayerSpec
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.head_route import HeadRun
+from headway.engine.selection.layer_cache import CacheView
+from headway.engine.selection.plans import Plans
 from headway.engine.selection.state import Stack
-from headway.engine.sidecars import Sidecar, SidecarStore
 from headway.kernels.paged_attention import AttentionPlan
 
 
@@ -25,6 +24,7 @@ class GroupStep:
         fresh: bool [B], sequences whose first step this is.
         steps: int64 [B], decode steps done before this one.
         handed: selections of this step's earlier layers.
+        streaming: the same in the pages of heads that stream; None: they have none of their own.
     """
 
     plan: AttentionPlan
@@ -32,6 +32,7 @@ class GroupStep:
     fresh: Tensor
     steps: Tensor
     handed: dict[int, DecodeSelection] = field(default_factory=dict)
+    streaming: "GroupStep | None" = None
 
     @property
     def kv_lens(self) -> Tensor:
@@ -50,20 +51,25 @@ class GroupStep:
         return self.plan.memo(("forced", unit, sink_size, window_size), build)
 
 
+def group_step(plans: Plans, stack: Stack) -> GroupStep:
+    """The step of the sequences whose states are stacked; those of no step so far are fresh."""
+    device = plans.own.device
+    steps = torch.tensor([member.steps for member in stack.members], device=device)
+    step = GroupStep(plans.own, stack, steps == 0, steps)
+    if plans.streaming is not None:
+        step.streaming = replace(step, plan=plans.streaming)
+    return step
+
+
 @dataclass(slots=True, eq=False)
-class LayerView:
+class LayerView(CacheView):
     """The read side of one layer.
 
     Attributes:
-        key_cache, value_cache: [num_pages, page_size, Hkv, D].
         run: begins the names of what is remembered; each run of heads has its own.
     """
 
-    spec: LayerSpec
-    key_cache: Tensor
-    value_cache: Tensor
     step: GroupStep
-    store: SidecarStore
     run: str = ""
 
     @property
@@ -71,29 +77,13 @@ class LayerView:
         """The sequences, one query each."""
         return self.step.plan
 
-    @property
-    def page_size(self) -> int:
-        """Tokens a page."""
-        return self.key_cache.shape[1]
-
-    @property
-    def sidecars(self) -> Mapping[Sidecar, Tensor]:
-        """Tables [num_pages, units, Hkv, numbers] of the layer that owns the keys."""
-        return self.store.of(self.spec.kv_source)
-
     def of_heads(self, run: HeadRun) -> "LayerView":
         """The same layer with these heads alone."""
-        if run.whole:
+        if run.whole and self.cache.streaming is None:
             return self
-        kv_heads = run.kv_heads
-        return LayerView(
-            run.spec,
-            self.key_cache[:, :, kv_heads],
-            self.value_cache[:, :, kv_heads],
-            self.step,
-            self.store.of_heads(kv_heads),
-            f"{kv_heads.start}-{kv_heads.stop} ",
-        )
+        step = self.step.streaming if run.streams else None
+        name = f"{run.kv_heads.start}-{run.kv_heads.stop} "
+        return LayerView(self.cache.of_heads(run), step or self.step, name)
 
     def get(self, name: str) -> Tensor | None:
         """What the method remembered under this name, [B, …]; zeros where a sequence is fresh."""

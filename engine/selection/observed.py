@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from headway.engine.batch import Chunk
-from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode.base import DecodeMethod
+from headway.engine.selection.layer_cache import LayerCache
 from headway.engine.selection.layer_view import GroupStep, LayerView
 from headway.engine.selection.state import SelectionState, Stack
-from headway.engine.sidecars import SidecarStore
 from headway.kernels.paged_attention import AttentionPlan, plan
 
 
@@ -24,18 +23,9 @@ class Observed:
     plan: AttentionPlan
     rows: slice
 
-    def show(
-        self,
-        query: Tensor,
-        lse: Tensor,
-        spec: LayerSpec,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        store: SidecarStore,
-    ) -> None:
+    def show(self, query: Tensor, lse: Tensor, cache: LayerCache) -> None:
         """Let the method see its rows of a part's queries [T, Hq, Dk] and of their lse [T, Hq]."""
-        layer = LayerView(spec, key_cache, value_cache, self._step(), store)
-        self.method.observe(query[self.rows], lse[self.rows], layer)
+        self.method.observe(query[self.rows], lse[self.rows], LayerView(cache, self._step()))
 
     def _step(self) -> GroupStep:
         device = self.plan.device

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from headway.engine.batch import Chunk
-from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.prefill.base import PrefillMethod
 from headway.engine.selection.chunk_view import ChunkView
+from headway.engine.selection.layer_cache import LayerCache
 from headway.engine.selection.observed import Observed
+from headway.engine.selection.plans import Plans
 from headway.engine.selection.prompt_reads import PromptReads
-from headway.engine.sidecars import SidecarStore
-from headway.kernels.paged_attention import AttentionPlan, paged_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +20,14 @@ class PromptChunk:
     """One such chunk of a batch.
 
     Attributes:
-        plan: the chunk alone.
+        plans: the chunk alone.
         rows: where it stands in the batch.
         num_prompt: tokens of the whole prompt.
         reads: where `done` counts.
     """
 
     method: PrefillMethod[Any]
-    plan: AttentionPlan
+    plans: Plans
     rows: slice
     num_prompt: int
     observed: Observed | None
@@ -36,27 +35,22 @@ class PromptChunk:
     _read: list[Tensor] = field(default_factory=list)
     _heads: list[int] = field(default_factory=list)
 
-    def attend(
-        self, query: Tensor, spec: LayerSpec, key_cache: Tensor, value_cache: Tensor, store: SidecarStore
-    ) -> Tensor:
+    def attend(self, query: Tensor, cache: LayerCache) -> Tensor:
         """Attention of one layer, [T, Hq, Dk] → [T, Hq, Dv]."""
-        if spec.layer_idx < self.method.settings.dense_layers:
-            out, lse = paged_attention(
-                query, key_cache, value_cache, self.plan,
-                scale=spec.scale, softcap=spec.softcap, sinks=spec.sinks,
-            )  # fmt: skip
-        else:
-            view = ChunkView(spec, key_cache, value_cache, self.plan, self.num_prompt, store, self._read)
+        view = ChunkView(cache, self.plans.own, self.num_prompt, self._read, self.plans.streaming)
+        counted = len(self._read)
+        dense = cache.spec.layer_idx < self.method.settings.dense_layers
+        out, lse = (self.method.attend_densely if dense else self.method.attend)(query, view)
+        if len(self._read) > counted:
             self._heads.append(query.shape[1])
-            out, lse = self.method.attend(query, view)
         if self.observed is not None:
-            self.observed.show(query, lse, spec, key_cache, value_cache, store)
+            self.observed.show(query, lse, cache)
         return out
 
     def done(self) -> None:
         """The step has run through all layers: what they have read counts."""
         if self._read:
-            tokens, end = self.plan.num_tokens, self.plan.host_kv_lens[0]
+            tokens, end = self.plans.own.num_tokens, self.plans.own.host_kv_lens[0]
             pairs = tokens * end - tokens * (tokens - 1) // 2
             read = torch.stack([one.double() for one in self._read]).sum()
             self.reads.add(tokens, read, pairs * sum(self._heads))

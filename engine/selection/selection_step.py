@@ -1,6 +1,6 @@
 """SelectionStep: what of one batch is not dense, and the attention of a layer over such a batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from headway.engine.batch import Batch, Chunk
-from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode.base import DecodeMethod
 from headway.engine.selection.group import attend
-from headway.engine.selection.layer_view import GroupStep, LayerView
+from headway.engine.selection.layer_cache import LayerCache
+from headway.engine.selection.layer_view import GroupStep, LayerView, group_step
 from headway.engine.selection.observed import Observed, is_observed, observed_in
+from headway.engine.selection.plans import Plans, plans_of
 from headway.engine.selection.prompt_chunk import PromptChunk, is_selected
 from headway.engine.selection.state import Name, SelectionState, Stacks
-from headway.engine.sidecars import SidecarStore
-from headway.kernels.paged_attention import AttentionPlan, paged_attention, plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +32,14 @@ class SelectionStep:
     """The decode groups and the selected prompt chunks of one batch beside its dense part.
 
     Attributes:
-        dense: plan of the tokens in neither; None: there are none.
+        dense: plans of the tokens in neither; None: there are none.
         dense_rows: int64, their rows in the batch; None: the whole batch.
         observed: what of the dense part is shown to decode methods.
     """
 
     groups: tuple[Group, ...]
     prompts: tuple[PromptChunk, ...]
-    dense: AttentionPlan | None
+    dense: Plans | None
     dense_rows: Tensor | None
     observed: tuple[Observed, ...]
     _before: list[tuple[dict[Name, Tensor], dict[Name, Tensor]]] = field(default_factory=list)
@@ -50,26 +49,21 @@ class SelectionStep:
         remembered += [one.state.rows for one in self._all_observed()]
         self._before.extend((tensors, dict(tensors)) for tensors in remembered)
 
-    def attend(
-        self, query: Tensor, spec: LayerSpec, key_cache: Tensor, value_cache: Tensor, store: SidecarStore
-    ) -> Tensor:
+    def attend(self, query: Tensor, cache: LayerCache) -> Tensor:
         """Attention of one layer, [T, Hq, Dk] → [T, Hq, Dv]."""
-        out = query.new_empty(*query.shape[:2], value_cache.shape[3])
+        out = query.new_empty(*query.shape[:2], cache.value_cache.shape[3])
         if self.dense is not None:
             part = query if self.dense_rows is None else query[self.dense_rows]
-            result, lse = paged_attention(
-                part, key_cache, value_cache, self.dense,
-                scale=spec.scale, softcap=spec.softcap, sinks=spec.sinks,
-            )  # fmt: skip
+            result, lse = cache.attend(part, self.dense)
             for one in self.observed:
-                one.show(part, lse, spec, key_cache, value_cache, store)
+                one.show(part, lse, cache)
             if self.dense_rows is None:
                 return result
             out[self.dense_rows] = result
         for prompt in self.prompts:
-            out[prompt.rows] = prompt.attend(query[prompt.rows], spec, key_cache, value_cache, store)
+            out[prompt.rows] = prompt.attend(query[prompt.rows], cache)
         for group in self.groups:
-            layer = LayerView(spec, key_cache, value_cache, group.step, store)
+            layer = LayerView(cache, group.step)
             if group.rows is None:
                 return attend(query, layer, group.method)
             out[group.rows] = attend(query[group.rows], layer, group.method)
@@ -104,7 +98,7 @@ def is_selecting(chunk: Chunk) -> bool:
 
 
 def selection_step(
-    batch: Batch, whole: AttentionPlan, stacks: Stacks, page_size: int, device: torch.device
+    batch: Batch, plans: Plans, stacks: Stacks, page_size: int, device: torch.device
 ) -> SelectionStep | None:
     """Divide a batch; None: it is dense, and nothing must be observed."""
     members: dict[DecodeMethod[Any], list[int]] = {}
@@ -123,6 +117,7 @@ def selection_step(
     stacks.keep_only(members.keys())
     if not members and not prompts and not any(is_observed(batch.chunks[index]) for index in dense):
         return None
+    whole = plans.own
     starts = whole.host_starts
 
     def rows_of(indices: Iterable[int]) -> Tensor | None:
@@ -130,50 +125,36 @@ def selection_step(
         rows = [row for i in indices for row in range(starts[i], starts[i] + chunks[i].length)]
         return None if len(rows) == whole.num_tokens else torch.tensor(rows, device=device)
 
+    def plans_for(indices: Sequence[int]) -> Plans:
+        if len(indices) == len(batch.chunks):
+            return plans
+        return plans_of([batch.chunks[i] for i in indices], page_size, device)
+
     groups = []
     for method, indices in members.items():
-        rows = rows_of(indices)
-        group_plan = whole if rows is None else _plan(batch, indices, page_size, device)
         states = tuple(state for i in indices if (state := batch.chunks[i].sequence.selection) is not None)
-        steps = torch.tensor([state.steps for state in states], device=device)
-        step = GroupStep(group_plan, stacks.of(method, states), steps == 0, steps)
-        groups.append(Group(method, step, rows))
-    dense_rows = rows_of(dense)
-    dense_plan = None
-    if dense:
-        dense_plan = whole if dense_rows is None else _plan(batch, dense, page_size, device)
-    return SelectionStep(
-        tuple(groups),
-        tuple(_prompts(batch, prompts, whole, page_size, device)),
-        dense_plan,
-        dense_rows,
-        tuple(_observed(batch, dense, page_size, device)),
-    )
-
-
-def _plan(batch: Batch, indices: Iterable[int], page_size: int, device: torch.device) -> AttentionPlan:
-    chunks = [batch.chunks[i] for i in indices]
-    return plan(
-        [chunk.length for chunk in chunks],
-        [chunk.end for chunk in chunks],
-        [chunk.sequence.pages for chunk in chunks],
-        page_size,
-        device,
-    )
-
-
-def _prompts(
-    batch: Batch, prompts: list[int], whole: AttentionPlan, page_size: int, device: torch.device
-) -> Iterable[PromptChunk]:
+        own = plans_for(indices)
+        step = group_step(own, stacks.of(method, states))
+        groups.append(Group(method, step, rows_of(indices)))
+    chosen = []
     for index in prompts:
         chunk = batch.chunks[index]
         sequence = chunk.sequence
         if sequence.prefill is not None:
-            own = whole if len(batch.chunks) == 1 else _plan(batch, [index], page_size, device)
             observed = observed_in(chunk, 0, page_size, device)
-            yield PromptChunk(
-                sequence.prefill, own, whole.rows(index), sequence.num_prompt, observed, sequence.prompt_reads
-            )
+            chosen.append(
+                PromptChunk(
+                    sequence.prefill, plans_for([index]), whole.rows(index), sequence.num_prompt, observed,
+                    sequence.prompt_reads,
+                )
+            )  # fmt: skip
+    return SelectionStep(
+        tuple(groups),
+        tuple(chosen),
+        plans_for(dense) if dense else None,
+        rows_of(dense),
+        tuple(_observed(batch, dense, page_size, device)),
+    )
 
 
 def _observed(batch: Batch, dense: list[int], page_size: int, device: torch.device) -> Iterable[Observed]:

@@ -7,6 +7,7 @@ from benchmarks.prefill_recall import ROWS, watched
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.prefill.streaming import Method, Settings
 from headway.engine.selection.chunk_view import ChunkView
+from headway.engine.selection.layer_cache import LayerCache
 from headway.engine.sidecars import SidecarStore
 from headway.kernels.paged_attention import plan
 
@@ -20,7 +21,8 @@ def chunk_of(tokens: int, length: int) -> ChunkView:
     pages = torch.randperm(-(-length // PAGE)).tolist()
     keys, values = torch.randn(2, len(pages), PAGE, KV_HEADS, DIM).unbind()
     store = SidecarStore(frozenset(), [spec], len(pages), PAGE, keys.dtype, keys.device)
-    return ChunkView(spec, keys, values, plan([tokens], [length], [pages], PAGE, "cpu"), length, store)
+    cache = LayerCache(spec, keys, values, store)
+    return ChunkView(cache, plan([tokens], [length], [pages], PAGE, "cpu"), length)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, ROWS])

@@ -10,11 +10,14 @@ from headway.engine.batch import Batch
 from headway.engine.config import SchedulerConfig
 from headway.engine.core import Engine
 from headway.engine.messages import Failed, ModelInfo, Progress, RequestEvent, SamplingParams, Submit, Tokens
+from headway.engine.methods.decode import dense
 from headway.engine.methods.prefill import streaming
 from headway.engine.pages import PageAllocator
 from headway.engine.prefix_cache import PrefixCache, prefill_identity, root_digest
 from headway.engine.request import Sequence
 from headway.engine.sampler import Sampler
+from headway.engine.selection.head_route import HeadRoutes
+from headway.engine.streaming_pages import StreamingPages
 
 VOCAB = 32
 EOS = 1
@@ -38,11 +41,19 @@ PREFILL = {
 """What `make_submit(prefill=…)` chooses from; a granule is a tile, whole pages of 4."""
 
 
+DECODE = dense.Method(dense.Settings(dense_below=10))
+"""What serves decode steps where heads stream, `SINKS` and `WINDOW` tokens."""
+SINKS, WINDOW = 3, 6
+
+
 class Choice:
     """In the place of Recipes: each request names one of PREFILL, or none."""
 
-    def methods(self, submit: Submit) -> tuple[None, streaming.Method | None]:
-        return None, None if submit.prefill is None else PREFILL[submit.prefill["method"]]
+    def __init__(self, decode: dense.Method | None = None) -> None:
+        self.decode = decode
+
+    def methods(self, submit: Submit) -> tuple[dense.Method | None, streaming.Method | None]:
+        return self.decode, None if submit.prefill is None else PREFILL[submit.prefill["method"]]
 
 
 class PageMixup(BaseException):
@@ -56,10 +67,12 @@ class GranuleCut(BaseException):
 class HashRunner:
     """Keeps one number for each token in its page's slot, made from the token, its position, its tenant and
     all numbers before it, which it reads back through the block table as attention does; and of a prompt that
-    a method selects for, from all that the method may choose by."""
+    a method selects for, from all that the method may choose by. With pages for heads that stream, these hold
+    the same numbers, of which it reads back what such heads read."""
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
+    def __init__(self, num_pages: int, page_size: int, streaming_pages: int = 0) -> None:
         self.slots = np.full((num_pages, page_size), POISON)
+        self.streaming = np.full((streaming_pages, page_size), POISON)
         self.batches: list[Batch] = []
         self.fails_on: set[int] = set()
 
@@ -79,8 +92,24 @@ class HashRunner:
                 number = _number(sequence, position, past)
                 self.slots[pages[position // size], position % size] = number
                 rows.append(number)
+                if len(self.streaming):
+                    self._stream(sequence, position, np.append(past, number))
         logits = [_logits(rows[row]) for row in batch.logit_rows()]
         return torch.stack(logits) if logits else torch.empty(0, VOCAB)
+
+    def _stream(self, sequence: Sequence, position: int, numbers: np.ndarray) -> None:
+        pages, size = np.array(sequence.streaming_pages), self.slots.shape[1]
+        if pages[position // size] == len(self.streaming):
+            raise PageMixup("a token of heads that stream has no page")
+        self.streaming[pages[position // size], position % size] = numbers[-1]
+        index = np.arange(position + 1)
+        if position >= sequence.streams_from:
+            tile = 1 if position >= sequence.num_prompt else sequence.prefill.settings.tile
+            index = index[(index < SINKS) | (index >= position // tile * tile - WINDOW + (tile == 1))]
+        if (pages[index // size] == len(self.streaming)).any():
+            raise PageMixup("a page of heads that stream was dropped too early")
+        if (self.streaming[pages[index // size], index % size] != numbers[index]).any():
+            raise PageMixup("heads that stream do not find what was written")
 
     def release(self, sequence: Sequence) -> None:
         pass
@@ -111,20 +140,25 @@ def alone(submit: Submit, max_tokens: int) -> list[int]:
 
 
 def make_engine(
-    num_pages: int = 16, page_size: int = 4, prefix_cache: bool = True, **scheduler: object
-) -> tuple[Engine, HashRunner]:
+    num_pages: int = 16, page_size: int = 4, prefix_cache: bool = True, streaming_pages: int = 0,
+    **scheduler: object,
+) -> tuple[Engine, HashRunner]:  # fmt: skip
     """An engine around the double; its context is what the pages hold."""
-    runner = HashRunner(num_pages, page_size)
+    runner = HashRunner(num_pages, page_size, streaming_pages)
     config = SchedulerConfig(**{"max_step_tokens": 16, "max_running": 8, **scheduler})
+    streaming = None
+    if streaming_pages:
+        routes = HeadRoutes((), {}, SINKS, WINDOW)
+        streaming = StreamingPages(streaming_pages, page_size, routes, config.max_step_tokens)
     cache = PrefixCache(
         PageAllocator(num_pages),
         page_size,
         lambda sequence: root_digest(sequence.submit.cache_salt.encode(), *prefill_identity(sequence)),
         enabled=prefix_cache,
+        streaming=streaming,
     )
-    return Engine(
-        _info(num_pages, page_size), config, cache, runner, Sampler(VOCAB, (EOS,)), Choice()
-    ), runner
+    choice = Choice(DECODE if streaming_pages else None)
+    return Engine(_info(num_pages, page_size), config, cache, runner, Sampler(VOCAB, (EOS,)), choice), runner
 
 
 def _info(num_pages: int, page_size: int) -> ModelInfo:

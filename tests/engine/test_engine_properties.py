@@ -36,13 +36,15 @@ class EngineMachine(RuleBasedStateMachine):
     """Requests against an engine whose pages hold one long context or a few short ones."""
 
     prefix_cache = True
+    streaming_pages = 0
     running = Bundle("running")
 
     def __init__(self) -> None:
         super().__init__()
         self.engine, self.runner = make_engine(
-            PAGES, PAGE, self.prefix_cache, max_step_tokens=STEP_TOKENS, max_running=4, max_partial_prefills=2
-        )
+            PAGES, PAGE, self.prefix_cache, self.streaming_pages,
+            max_step_tokens=STEP_TOKENS, max_running=4, max_partial_prefills=2,
+        )  # fmt: skip
         self.submits: dict[str, Submit] = {}
         self.tokens: dict[str, list[int]] = {}
         self.reasons: dict[str, str] = {}
@@ -115,7 +117,15 @@ class UncachedEngineMachine(EngineMachine):
     prefix_cache = False
 
 
+class StreamingEngineMachine(EngineMachine):
+    """Some heads stream and keep sinks and window only, in pages for one long prompt or a few short ones."""
+
+    streaming_pages = 13
+
+
 TestEngine = EngineMachine.TestCase
 TestEngine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestStreamingEngine = StreamingEngineMachine.TestCase
+TestStreamingEngine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestUncachedEngine = UncachedEngineMachine.TestCase
 TestUncachedEngine.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)

@@ -1,16 +1,20 @@
 """Dividing the device's memory, and what is said when it does not suffice."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headway.engine.config import EngineConfig
 from headway.engine.config_section import parse
 from headway.engine.device_memory import device_memory
 from headway.engine.errors import ConfigError
 from headway.engine.memory_plan import GIB, Needs, context_limit, divide
+from headway.engine.streaming_pages import StreamingNeeds
 
 MIB = 2**20
 NEEDS = Needs(
@@ -91,3 +95,36 @@ def test_without_a_limit_the_machine_counts(tmp_path: Path, content: str | None)
     total, free = device_memory(torch.device("cpu"), tmp_path)
     assert total == psutil.virtual_memory().total
     assert 0 < free <= total
+
+
+def test_the_plan_says_what_dropping_gains() -> None:
+    streaming = StreamingNeeds(page=3 * MIB, most=20, document=512, sequences=64)
+    needs = replace(NEEDS, page=MIB, streaming=streaming)
+    plan = divide(needs, 16 * GIB, 10 * GIB, 10**6, config(cache={"memory_gib": 4}))
+    assert (
+        plan.num_pages + 3 * plan.streaming_pages
+        <= 4096
+        < plan.num_pages + 1 + 3 * streaming.pages(plan.num_pages + 1)
+    )
+    assert plan.streaming_pages == 144
+    assert plan.max_context == 3664 * 64
+    text = str(plan)
+    assert "longest prompt that fits: 234495 tokens, by the memory for KV pages (65535 if no head" in text
+    assert "streaming     432 MiB: 144 pages of sinks and windows" in text
+
+
+@given(
+    st.integers(0, 10**6), st.integers(1, 500), st.integers(1, 500),
+    st.builds(
+        StreamingNeeds, page=st.integers(1, 500), most=st.integers(1, 200), document=st.integers(1, 600),
+        sequences=st.integers(1, 64),
+    ),
+)  # fmt: skip
+def test_as_many_pages_as_fit(available: int, page: int, num_pages: int, needs: StreamingNeeds) -> None:
+    def cost(pages: int) -> int:
+        return pages * page + needs.pages(pages) * needs.page
+
+    assert needs.pages(num_pages) <= num_pages
+    assert needs.pages(num_pages) <= needs.pages(num_pages + 1)
+    found = needs.fitting(available, page)
+    assert cost(found) <= available < cost(found + 1)

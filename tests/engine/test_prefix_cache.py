@@ -29,7 +29,7 @@ def computed(cache: PrefixCache, prompt: list[int], **options: object) -> Sequen
     cache.extend_chain(sequence)
     cache.admit(sequence)
     sequence.computed = len(prompt)
-    cache.register(sequence)
+    cache.advance(sequence)
     return sequence
 
 
@@ -107,7 +107,7 @@ def test_of_a_granule_that_is_cached_in_part_nothing_is_shared() -> None:
     cache.release(granular)
     cache.check([])
     assert _hits(cache, [1] * 30, prefill="wide") == 6
-    cache._give_up(pages[5])
+    cache._pool.give_up(pages[5])
     assert _hits(cache, [1] * 30, prefill="wide") == 4
     assert _hits(cache, [1] * 18, prefill="wide") == 2  # its own tail begins at 15
 
@@ -148,8 +148,8 @@ def test_the_least_recently_used_document_goes_first_and_its_tail_before_its_hea
         cache.release(filler)
         cache.check([])
         # make the filler's pages the first to go next time
-        for page in [page for page in list(cache._idle) if page not in _pages(cache, old, recent)]:
-            cache._idle.move_to_end(page, last=False)
+        for page in [page for page in list(cache._pool._idle) if page not in _pages(cache, old, recent)]:
+            cache._pool._idle.move_to_end(page, last=False)
     assert hits == [[1, 2], [0, 2], [0, 1], [0, 0]]
 
 
@@ -164,7 +164,7 @@ def _pages(cache: PrefixCache, *prompts: list[int]) -> set[int]:
     for prompt in prompts:
         sequence = Sequence(make_submit("r", prompt), list(prompt), 1, rope_length=0)
         cache.extend_chain(sequence)
-        pages |= {page for digest in sequence.digests for page in cache._pages_of.get(digest, [])}
+        pages |= {page for digest in sequence.digests for page in cache._pool._pages_of.get(digest, [])}
     return pages
 
 
@@ -211,6 +211,6 @@ def test_check_sees_a_page_that_was_lost_or_given_twice() -> None:
     with pytest.raises(RuntimeError, match="reference counts"):
         cache.check([sequence])
     sequence.pages.append(page)
-    cache._allocator.give_back(page)
+    cache._pool._allocator.give_back(page)
     with pytest.raises(RuntimeError, match="distinct pages"):
         cache.check([sequence])

@@ -24,7 +24,7 @@ EOS = 1
 class ScriptedEngine:
     """Answers each request with the tokens of `answer`, then EOS; keeps what it was asked.
 
-    Request i ends with `selections[i]` and `prefills[i]`, where there are such.
+    Request i ends with `selections[i]`, `prefills[i]` and `full_layers[i]`, where there are such.
     """
 
     tokenizer: Tokenizer
@@ -36,6 +36,7 @@ class ScriptedEngine:
     fail_after: int | None = None
     selections: list[SelectionUsage] = field(default_factory=list)
     prefills: list[PrefillUsage] = field(default_factory=list)
+    full_layers: list[tuple[int, ...]] = field(default_factory=list)
     alive: bool = True
     submits: list[Submit] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
@@ -57,6 +58,7 @@ class ScriptedEngine:
     async def generate(self, submit: Submit) -> AsyncGenerator[RequestEvent, None]:
         selection = dict(enumerate(self.selections)).get(len(self.submits))
         prefill = dict(enumerate(self.prefills)).get(len(self.submits))
+        full_layers = dict(enumerate(self.full_layers)).get(len(self.submits))
         self.submits.append(submit)
         self.running += 1
         finished = False
@@ -86,6 +88,7 @@ class ScriptedEngine:
                     stop_token=token if token == EOS else None,
                     selection=selection if ends else None,
                     prefill=prefill if ends else None,
+                    full_layers=full_layers if ends else None,
                 )
                 if ends:
                     return

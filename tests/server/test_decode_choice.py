@@ -133,6 +133,22 @@ def test_usage_of_several_choices_is_their_sum_and_mean(
 
 
 @pytest.mark.parametrize(
+    ("decided", "told"),
+    [([(2,)] * 4, [2]), ([(2,), (2,), (0, 5), (0, 5)], [0, 2, 5]), ([()] * 4, []), ([], None)],
+)
+def test_usage_tells_the_layers_that_a_router_let_read_everything(
+    decided: list[tuple[int, ...]],
+    told: list[int] | None,
+    make_app: MakeApp,
+    engine: ScriptedEngine,
+    send_to: SendTo,
+) -> None:
+    engine.full_layers = decided
+    usage = send_to(make_app({}), COMPLETIONS, {"prompt": ["a", "b"], "n": 2}).json()["usage"]
+    assert usage.get("headway") == (None if told is None else {"method": "dense", "full_layers": told})
+
+
+@pytest.mark.parametrize(
     ("recipe", "chosen", "method"),
     [
         ({}, None, None),

@@ -30,12 +30,14 @@ class DecodeMethod(Generic[Settings]):
         sees_all: it must see the queries of the whole prompt.
         degrades: what it has once left out it never reads again.
         hands_on: a layer may read by what another one has chosen.
+        routes_heads: it decides itself which heads read sinks and window only.
     """
 
     observes: int = 0
     sees_all: bool = False
     degrades: ClassVar[bool] = False
     hands_on: ClassVar[bool] = False
+    routes_heads: ClassVar[bool] = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -56,8 +58,9 @@ class DecodeMethod(Generic[Settings]):
         return {}
 
     def parts(self, layer: LayerView) -> "tuple[Part, ...]":
-        """The layer's heads, by what chooses for them."""
-        return (Part(layer, slice(None), self),)
+        """The layer's heads, by what chooses for them: nothing does in the first layers, `dense_layers`."""
+        dense = layer.spec.layer_idx < self.settings.dense_layers
+        return (Part(layer, slice(None), None if dense else self),)
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """What the queries [B, Hq, Dk] read; the tokens they belong to are stored already."""

@@ -69,6 +69,10 @@ class PrefillMethod(Generic[Settings]):
         selection = self.select(query, chunk) if some else PrefillSelection()
         return attend_selection(query, chunk, selection, self.settings)
 
+    def attend_densely(self, query: Tensor, chunk: ChunkView) -> tuple[Tensor, Tensor]:
+        """The same in one of the first layers, `dense_layers`; it counts nothing where all is read."""
+        return chunk.cache.attend_own(query, chunk.plan)
+
 
 Chunks = TypeVar("Chunks", bound=ChunkSettings)
 

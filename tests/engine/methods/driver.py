@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headway.engine.build import prefix_cache
 from headway.engine.cache import KVCache
+from headway.engine.cache_layout import CacheLayout
 from headway.engine.config import EngineConfig
 from headway.engine.config_section import parse
 from headway.engine.core import Engine
@@ -24,6 +25,7 @@ from headway.engine.recipes import Recipes
 from headway.engine.runner import ModelRunner
 from headway.engine.sampler import Sampler
 from headway.engine.selection.decode_selection import DecodeSelection
+from headway.engine.selection.layer_cache import LayerCache
 from headway.engine.selection.layer_view import GroupStep, LayerView
 from headway.engine.selection.state import SelectionState, Stack
 from headway.engine.sidecars import Sidecar, SidecarStore
@@ -32,11 +34,9 @@ from tests.engine.models.driver import Trace, pages_needed, run, sequence
 from tests.engine.models.families import VOCAB
 
 PAGE_SIZE = 8
-CALIBRATION_PAGES = 16
-"""Pages that the calibration of low-rank bases runs over, if there are so many."""
 SMALL = {"dense_below": 0, "dense_layers": 0, "sink_size": 3, "window_size": 10, "budget": 48}
 """Settings under which a context of a hundred tokens is long, as far as a method has them."""
-OVERRIDES: dict[str, dict[str, Any]] = {"hylra": {"full_layers": [0]}}
+OVERRIDES: dict[str, dict[str, Any]] = {"adaptive": {"threshold": 0.12}, "hylra": {"full_layers": [0]}}
 """Per method, where SMALL does not make it select in a model of two layers."""
 
 
@@ -68,12 +68,14 @@ class Job:
     answer: list[int] | None = None
 
 
-def poisoned_cache(loaded: LoadedModel, num_pages: int, sidecars: Iterable[Sidecar]) -> KVCache:
+def poisoned_cache(
+    loaded: LoadedModel, num_pages: int, sidecars: Iterable[Sidecar], layout: CacheLayout | None = None
+) -> KVCache:
     """A cache full of NaN with room for so many pages; its low-rank bases are always the same."""
-    pages = max(num_pages, CALIBRATION_PAGES)
-    cache = KVCache(loaded.specs, pages, PAGE_SIZE, loaded.dtype, loaded.device, frozenset(sidecars))
-    provide_bases(loaded, cache, loaded.max_context)
-    for spec in loaded.specs:
+    layout = layout or CacheLayout(loaded.specs)
+    cache = KVCache(layout.specs, num_pages, PAGE_SIZE, loaded.dtype, loaded.device, frozenset(sidecars))
+    provide_bases(loaded, cache, loaded.max_context, layout.orders)
+    for spec in layout.specs:
         if spec.owns_cache:
             for tensor in (*cache.pages(spec.layer_idx), *cache.sidecars.of(spec.layer_idx).values()):
                 tensor.fill_(torch.nan)
@@ -135,7 +137,8 @@ def lone_layer(
         plan([1] * batch, lengths, tables, PAGE_SIZE, device), stack,
         fresh=torch.ones(batch, dtype=torch.bool), steps=torch.zeros(batch, dtype=torch.int64),
     )  # fmt: skip
-    return LayerView(shape, keys, values, step, SidecarStore((), (), 1, PAGE_SIZE, torch.float32, device))
+    store = SidecarStore((), (), 1, PAGE_SIZE, torch.float32, device)
+    return LayerView(LayerCache(shape, keys, values, store), step)
 
 
 def tokens_of(layer: LayerView, row: int, cache: Tensor) -> Tensor:

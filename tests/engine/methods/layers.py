@@ -10,6 +10,7 @@ from headway.engine.cache import KVCache
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode import AnyMethod
 from headway.engine.selection.decode_selection import DecodeSelection
+from headway.engine.selection.layer_cache import LayerCache
 from headway.engine.selection.layer_view import GroupStep, LayerView
 from headway.engine.selection.state import SelectionState, Stack
 from headway.engine.sidecars import WrittenPages
@@ -86,11 +87,13 @@ class Layers:
         group = GroupStep(whole, self.stack, steps == 0, steps)
         found = []
         for each, query in zip(self.specs, queries, strict=True):
-            view = LayerView(each, *self.cache.pages(each.layer_idx), group, self.cache.sidecars)
+            view = LayerView(LayerCache(each, *self.cache.pages(each.layer_idx), self.cache.sidecars), group)
             selection = self.method.select(query, view)
             group.handed[each.layer_idx] = selection
             found.append(selection)
         self.steps += 1
+        for member in self.stack.members:
+            member.steps = self.steps
         return found
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from headway.engine.cache import KVCache
 from headway.engine.methods.prefill import AnyMethod
 from headway.engine.selection.chunk_view import ChunkView
+from headway.engine.selection.layer_cache import LayerCache
 from headway.engine.selection.prefill_settings import PrefillSettings
 from headway.engine.sidecars import WrittenPages
 from headway.kernels.paged_attention import paged_attention, plan
@@ -68,7 +69,7 @@ def chunks(
         store_kv(key[start:stop], value[start:stop], *cache.pages(0), slots)
         cache.sidecars.write(0, key[start:stop], cache.pages(0)[0], written, slots)
         whole = plan([stop - start], [stop], [table], PAGE_SIZE, "cpu")
-        yield ChunkView(layer, *cache.pages(0), whole, length, cache.sidecars), query[start:stop]
+        yield ChunkView(LayerCache(layer, *cache.pages(0), cache.sidecars), whole, length), query[start:stop]
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ NAMES = [name for name in decode.names() if name != "dense"]
 GROWING = {"snapkv"}
 """Methods whose budget is that of the prompt: what they generate comes on top."""
 ROOM: dict[str, Any] = {"budget": 512}
-OWN_ROOM: dict[str, dict[str, Any]] = {"streaming": {"window_size": 512}}
+OWN_ROOM: dict[str, dict[str, Any]] = {name: {"window_size": 512} for name in ("adaptive", "streaming")}
 """Settings under which a method leaves nothing out."""
 MAX_TOKENS = 9
 PROMPT = prompt(117)
@@ -80,7 +80,7 @@ def test_selections_are_well_formed(name, family, load_family):
         assert selection.indices.dtype == torch.int32
         assert selection.indices.shape[1] in (1, layer.spec.num_kv_heads, layer.spec.num_heads)
         for row, length in enumerate(layer.plan.host_kv_lens):
-            if selection.dense is None or not selection.dense[row]:
+            if selection.dense is None or not selection.dense[row].all():
                 sizes.append(check_row(selection.indices[row].tolist(), selection.unit, length, method))
 
     watch(method, check)

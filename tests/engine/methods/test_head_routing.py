@@ -25,6 +25,7 @@ from headway.engine.methods.routed import RoutedDecode, RoutedPrefill
 from headway.engine.recipes import Recipes
 from headway.engine.selection.group import attend
 from headway.engine.selection.head_route import HeadRoutes
+from headway.engine.selection.layer_cache import LayerCache
 from headway.engine.selection.layer_view import GroupStep, LayerView
 from headway.kernels.paged_attention import plan
 from tests.engine.hash_runner import first_event
@@ -45,7 +46,7 @@ SINKS, WINDOW = 3, 10
 HALF = {0: (1,), 1: (0,)}
 """Of two layers with two KV heads each, one of each."""
 SMALL = {"dense_below": 16, "dense_tail": 8, "tile": 16}
-ROUTABLE = [name for name in DECODES if name != "hylra"]
+ROUTABLE = [name for name in DECODES if name not in ("adaptive", "hylra")]
 UNWATCHING = [name for name in ROUTABLE if name not in {"h2o", "snapkv"}]
 """Methods that need not have seen the prompt."""
 BASES = torch.linalg.qr(randn(4, 16, 16, seed=3)).Q[..., :4]
@@ -197,7 +198,7 @@ def decoded(method: DecodeMethod, keys: Tensor, queries: Tensor, bases: Tensor) 
         lengths = [layers.keys[0].shape[1]]
         whole = plan([1], lengths, layers.tables, PAGE_SIZE, "cpu")
         group = GroupStep(whole, layers.stack, torch.tensor([step == 0]), torch.tensor([step]))
-        view = LayerView(layers.specs[0], *layers.cache.pages(0), group, layers.cache.sidecars)
+        view = LayerView(LayerCache(layers.specs[0], *layers.cache.pages(0), layers.cache.sidecars), group)
         outs.append(attend(query[None], view, method)[0])
     return torch.stack(outs)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from headway.engine.batch import Batch
 from headway.engine.build import prefix_cache
+from headway.engine.cache_layout import CacheLayout
 from headway.engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from headway.engine.core import Engine
 from headway.engine.messages import ModelInfo, PrefillUsage, Submit, Tokens
@@ -18,6 +19,7 @@ from headway.engine.sampler import Sampler
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.layer_view import LayerView
 from headway.engine.selection.prefill_selection import PrefillSelection
+from headway.engine.streaming_pages import StreamingPages
 from headway.kernels.tile_attention import reference
 from tests.engine.hash_runner import answers, finish, first_event, make_submit
 
@@ -85,12 +87,17 @@ class Methods:
 
 def engine_of(
     loaded, prefill: dict[str, AnyMethod], decode: dict[str, DecodeMethod] | None = None,
-    num_pages: int = 96, max_step_tokens: int = 64,
+    num_pages: int = 96, max_step_tokens: int = 64, layout: CacheLayout | None = None,
+    streaming: StreamingPages | None = None,
 ) -> Engine:  # fmt: skip
     """An engine in which each request has its own methods."""
     methods = Methods(prefill, decode or {})
     served = (*methods.prefill.values(), *methods.decode.values())
     sidecars = frozenset().union(*(method.sidecars() for method in served))
+    layout = layout or CacheLayout(loaded.specs)
+    streaming_cache = None
+    if streaming is not None:
+        streaming_cache = poisoned_cache(loaded, streaming.void + 1, (), CacheLayout(layout.streaming))
     info = ModelInfo(
         name="tiny",
         max_context=num_pages * PAGE_SIZE,
@@ -105,8 +112,10 @@ def engine_of(
     return Engine(
         info,
         SchedulerConfig(max_step_tokens=max_step_tokens, max_running=8),
-        prefix_cache(loaded, num_pages, EngineConfig(cache=CacheConfig(page_size=PAGE_SIZE))),
-        ModelRunner(loaded, poisoned_cache(loaded, num_pages, sidecars)),
+        prefix_cache(loaded, num_pages, EngineConfig(cache=CacheConfig(page_size=PAGE_SIZE)), streaming),
+        ModelRunner(
+            loaded, poisoned_cache(loaded, num_pages, sidecars, layout), layout.orders, streaming_cache
+        ),
         Sampler(loaded.vocab_size),
         methods,
     )

@@ -2,22 +2,25 @@
 
 from random import Random
 
+import pytest
 import torch
 
 from headway.engine.needle.coding import Coder
 from headway.engine.needle.mix import Batch
-from headway.engine.needle.model import CHUNK, Needle, Shape
-from headway.engine.needle.reading import answer, read, reading
+from headway.engine.needle.model import CHUNK, SINK, Needle, Shape
+from headway.engine.needle.reading import END, answer, read, reading
 
 
-def test_questions_behind_a_read_haystack_equal_one_dense_pass() -> None:
+@pytest.mark.parametrize("far", [(0, 1), (0,), (1,)])
+def test_questions_behind_a_read_haystack_equal_one_dense_pass(far: tuple[int, ...]) -> None:
     model = Needle(Shape(vocab_size=60, hidden_size=64, intermediate_size=32, num_hidden_layers=2))
-    haystack = torch.randint(60, (1, 2 * CHUNK))  # short enough for the window to see everything
+    haystack = torch.randint(60, (1, 2 * CHUNK))  # short enough for its surroundings to be all of it
     questions = [torch.randint(60, (length,)) for length in (7, 12)]
     n = haystack.shape[1]
     ids = torch.cat(questions)[None]
     positions = torch.cat([n + torch.arange(len(question)) for question in questions])[None]
-    together = answer(model, read(model, haystack), Batch(ids, positions, torch.full_like(ids, -1), []))
+    batch = Batch(ids, positions, torch.full_like(ids, -1), [])
+    together = answer(model, read(model, haystack, far), batch)
     offset = 0
     for question in questions:
         whole = torch.cat((haystack[0], question))[None]
@@ -27,15 +30,23 @@ def test_questions_behind_a_read_haystack_equal_one_dense_pass() -> None:
         offset += len(question)
 
 
+def test_only_far_layers_see_the_middle_and_gradients_reach_it() -> None:
+    model = Needle(Shape(vocab_size=60, hidden_size=64, intermediate_size=32, num_hidden_layers=3))
+    haystack = torch.randint(60, (1, 2048))
+    kept = read(model, haystack, (1,))
+    assert [k.shape[2] for k, _ in kept] == [SINK + END, 2048, SINK + END]
+    kept[1][0][:, :, 700].sum().backward()
+    assert model.layers[0].mlp.down_proj.weight.grad.abs().sum() > 0
+
+
 def test_every_answer_of_a_reading_stands_behind_its_own_question() -> None:
     coder = Coder()
-    drawn = reading(Random(5), coder, 8192, groups=2, tokens=200)
+    drawn = reading(Random(5), coder, 8192, tokens=600)
+    batch = drawn.questions
     assert 6000 < drawn.ids.shape[1] <= 8192
-    for batch in drawn.questions:
-        assert batch.ids.shape[1] <= 200 or len(batch.families) == 1
-        assert batch.ids.shape == batch.positions.shape == batch.answer.shape
-        assert batch.answer.max() == len(batch.families) - 1
-        starts = (batch.positions[0] == drawn.ids.shape[1]).sum()
-        assert starts == len(batch.families)
-        ends = batch.ids[0][batch.answer[0] >= 0]
-        assert (ends == coder.end).sum() == len(batch.families)
+    assert batch.ids.shape[1] <= 600
+    assert batch.ids.shape == batch.positions.shape == batch.answer.shape
+    assert batch.answer.max() == len(batch.families) - 1 > 5
+    assert (batch.positions[0] == drawn.ids.shape[1]).sum() == len(batch.families)
+    ends = batch.ids[0][batch.answer[0] >= 0]
+    assert (ends == coder.end).sum() == len(batch.families)

@@ -11,6 +11,7 @@ from headway.engine.loading import load
 from headway.engine.profile import artefact, duo
 from headway.engine.profile.artefact import made
 from headway.engine.profile.haystacks import Haystack, Question
+from headway.engine.profile.lessons import lesson
 from headway.engine.profile.pictures import png
 from headway.engine.profile.progress import Silent
 from headway.engine.profile.routing import head_routes, streaming_heads
@@ -151,8 +152,8 @@ def test_layers_with_a_window_have_no_gate(tmp_path):
 
 def test_a_lesson_asks_one_question_after_the_other():
     text = Haystack([1, 2, 3, 4], [Question([5], [2], range(1, 2)), Question([6], [3, 4], range(2, 4))], (9,))
-    assert duo.lesson(text, 100) == ([1, 2, 3, 4, 5, 2, 9, 6, 3, 4], [4, 7, 8])
-    assert duo.lesson(text, 9) == ([1, 2, 3, 4, 5, 2], [4])
+    assert lesson(text, 100) == ([1, 2, 3, 4, 5, 2, 9, 6, 3, 4], [4, 7, 8])
+    assert lesson(text, 9) == ([1, 2, 3, 4, 5, 2], [4])
 
 
 def test_texts_below_what_streaming_reads_are_refused():

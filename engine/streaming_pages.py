@@ -1,0 +1,176 @@
+"""StreamingPages: the pages of heads that stream, of which a sequence holds sinks and window only.
+
+The memory saving of DuoAttention (arXiv 2410.10819), in pages: those that fall out of a sequence's window are
+let go of as it grows, and serve its next tokens. A sequence's table keeps its length; where a page is gone it
+names one that nobody writes and nothing may read.
+
+Through the prefix cache a sequence shares pages of these heads where those of the other heads are shared.
+It can continue behind a cached page only if sinks and window before that point are still there: a prompt's
+last pages stay cached for that, those in its middle do not.
+
+Each running sequence reserves the most that it may hold at once, so a page is there whenever one is needed.
+"""
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from headway.engine.errors import RequestError
+from headway.engine.page_pool import PagePool
+from headway.engine.pages import PageAllocator
+from headway.engine.request import Sequence
+from headway.engine.selection.head_route import HeadRoutes
+
+REUSE_TOKENS = 1024
+"""Tokens before a prompt's end, a question's length or so, from which another prompt can continue."""
+
+
+class StreamingPages:
+    """One pool beside the prefix cache's own, with its rules of what stays.
+
+    Args:
+        num_pages: physical pages; the page of this number is the one that nothing may read.
+        longest_chunk: tokens that a sequence may compute in one step.
+    """
+
+    def __init__(self, num_pages: int, page_size: int, routes: HeadRoutes, longest_chunk: int) -> None:
+        self.void = self.num_pages = num_pages
+        self._pool = PagePool(PageAllocator(num_pages))
+        self._page_size = page_size
+        self._routes = routes
+        self._longest_chunk = longest_chunk
+        self._sink_pages = -(-routes.sink_size // page_size)
+
+    def most(self, sequence: Sequence) -> int:
+        """The most pages that a sequence ever holds at once."""
+        return most_pages(
+            self._routes, self._page_size, self._longest_chunk, sequence.streams_from,
+            sequence.num_prompt + sequence.max_tokens,
+        )  # fmt: skip
+
+    def refuse(self, sequence: Sequence) -> None:
+        """Refuse what would never run.
+
+        Raises:
+            RequestError: it holds more pages at once than there are.
+        """
+        if self.most(sequence) <= self._pool.num_pages:
+            return
+        scored = sequence.submit.sampling.prompt_logprobs is not None
+        what = "prompt_logprobs" if scored else "headway"
+        room = self._pool.num_pages * self._page_size - self._longest_chunk
+        raise RequestError(
+            f"{what}: every head would read the first {sequence.streams_from} tokens whole, but there is "
+            f"room for {room} tokens of the heads that stream (recipe.memory.streaming_heads: drop)",
+            what,
+        )
+
+    def has_room(self, sequence: Sequence, holders: Iterable[Sequence]) -> bool:
+        """Whether it can run beside `holders`."""
+        return sum(map(self.most, holders)) + self.most(sequence) <= self._pool.num_pages
+
+    def shareable(self, sequence: Sequence, hits: int, together: int) -> int:
+        """Of `hits` leading pages that the other heads share, how many these can, in whole granules."""
+        while hits and not self._is_there(sequence, hits):
+            hits -= together
+        return hits
+
+    def admit(self, sequence: Sequence, hits: int) -> None:
+        """Hold what the sequence needs of the leading pages that it shares."""
+        needed = set(self._needed(sequence, hits))
+        for index in range(hits):
+            page = self._pool.share(sequence.digests[index]) if index in needed else self.void
+            sequence.streaming_pages.append(page)
+
+    def reach(self, sequence: Sequence, end: int) -> None:
+        """Give the sequence pages for all tokens before `end`."""
+        while len(sequence.streaming_pages) * self._page_size < end:
+            sequence.streaming_pages.append(self._pool.take())
+
+    def advance(self, sequence: Sequence) -> None:
+        """Register what is computed and shareable, and let go of what fell out of the window."""
+        pages, size = sequence.streaming_pages, self._page_size
+        full = min(sequence.computed, sequence.shareable) // size
+        for index in range(min(full, len(sequence.digests))):
+            if pages[index] != self.void and not self._pool.is_registered(pages[index]):
+                self._pool.register(pages[index], sequence.digests[index])
+        reusable = min(sequence.shareable, sequence.num_prompt) - sequence.granule - REUSE_TOKENS
+        reusable -= self._routes.window_size
+        for index in range(self._sink_pages, self._first_read(sequence, sequence.computed) // size):
+            if pages[index] != self.void:
+                self._pool.let_go(pages[index], keep=(index + 1) * size > reusable)
+                pages[index] = self.void
+
+    def release(self, sequence: Sequence) -> None:
+        """Take all pages from the sequence."""
+        for page in reversed(sequence.streaming_pages):
+            if page != self.void:
+                self._pool.let_go(page)
+        sequence.streaming_pages.clear()
+
+    def held(self, sequence: Sequence) -> list[int]:
+        """The pages that a sequence holds."""
+        return [page for page in sequence.streaming_pages if page != self.void]
+
+    def check(self, sequences: Collection[Sequence]) -> None:
+        """Prove conservation, and that nobody holds more than it has reserved.
+
+        Raises:
+            RuntimeError: what is wrong.
+        """
+        self._pool.check([self.held(sequence) for sequence in sequences])
+        for sequence in sequences:
+            if len(self.held(sequence)) > self.most(sequence):
+                raise RuntimeError("a sequence holds more pages of streaming heads than it has reserved")
+
+    def _first_read(self, sequence: Sequence, position: int) -> int:
+        """The first token beside the sinks that is read at `position`, where a chunk begins, or later."""
+        return 0 if position < sequence.streams_from else max(0, position - self._routes.window_size)
+
+    def _needed(self, sequence: Sequence, hits: int) -> Iterable[int]:
+        """The leading pages that tokens behind `hits` pages read."""
+        first = self._first_read(sequence, hits * self._page_size) // self._page_size
+        return (*range(min(self._sink_pages, first)), *range(first, hits))
+
+    def _is_there(self, sequence: Sequence, hits: int) -> bool:
+        needed = reversed(tuple(self._needed(sequence, hits)))  # the last pages are missing most often
+        return all(sequence.digests[index] in self._pool for index in needed)
+
+
+def most_pages(routes: HeadRoutes, page_size: int, longest_chunk: int, streams_from: int, length: int) -> int:
+    """The most pages that a sequence of `length` tokens ever holds at once.
+
+    Args:
+        longest_chunk: tokens that it may compute in one step.
+        streams_from: tokens up to which it holds everything.
+    """
+    whole = min(length, streams_from + longest_chunk if streams_from else 0)
+    streaming = -(-routes.sink_size // page_size) + (routes.window_size + longest_chunk) // page_size + 2
+    return max(-(-whole // page_size), min(-(-length // page_size), streaming))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamingNeeds:
+    """What pages of heads that stream cost, and how many there must be.
+
+    Attributes:
+        page: bytes of one.
+        most: the most that a sequence holds at once.
+        document: pages of the other heads that an ordinary long prompt takes.
+        sequences: how many may run at once.
+    """
+
+    page: int
+    most: int
+    document: int
+    sequences: int
+
+    def pages(self, num_pages: int) -> int:
+        """For `num_pages` pages of the other heads: enough for as many documents as fit those, or for one."""
+        documents = -(-num_pages * self.most // self.document)
+        return min(max(documents, self.most), self.most * self.sequences, num_pages)
+
+    def fitting(self, available: int, page: int) -> int:
+        """How many pages of the other heads, of `page` bytes each, fit `available` bytes beside these."""
+        fits = range(available // page + 1)
+        return bisect_right(fits, available, key=lambda n: n * page + self.pages(n) * self.page) - 1
