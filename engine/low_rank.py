@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from headway.engine import forward_context, latent
-from headway.engine.attention import PagedStep
 from headway.engine.cache import KVCache
 from headway.engine.cache_layout import HeadOrder
 from headway.engine.errors import ConfigError
@@ -27,11 +26,10 @@ from headway.engine.key_moments import KeyMoments, principal
 from headway.engine.latent import LatentProjection
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.loaded import LoadedModel
+from headway.engine.lone_step import lone_step
 from headway.engine.patch import attached
 from headway.engine.profile import artefact
-from headway.engine.selection.plans import Plans
 from headway.engine.sidecars import carries
-from headway.kernels.paged_attention import plan
 
 RUNS = 16
 RUN_TOKENS = 128
@@ -134,15 +132,7 @@ def _run(
 ) -> None:  # fmt: skip
     """Leave the keys of these tokens in the first pages, as if their positions began at `start`."""
     length, device = len(tokens), loaded.device
-    groups = loaded.rope.groups([max_context], [range(length)])
-    step = PagedStep(
-        specs=loaded.specs,
-        cache=cache,
-        latents=latents,
-        plans=Plans(plan([length], [length], [range(cache.num_pages)], cache.page_size, device)),
-        slot_mapping=torch.arange(length, device=device),
-        rope_groups=[(longest, torch.tensor(rows, device=device)) for longest, rows in groups],
-    )
+    step = lone_step(loaded, cache, 0, length, max_context, latents)
     with torch.inference_mode(), forward_context.entered(step):
         loaded.model(
             input_ids=tokens.to(device).unsqueeze(0),

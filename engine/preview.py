@@ -20,8 +20,7 @@ from headway.engine.cache import KVCache
 from headway.engine.errors import ConfigError
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.loaded import LoadedModel
-from headway.engine.selection.plans import Plans
-from headway.kernels.paged_attention import plan
+from headway.engine.lone_step import lone_step
 
 PAGE_SIZE = 64
 
@@ -56,17 +55,7 @@ class Preview:
         """
         length, device = len(ends), self._loaded.device
         places = torch.arange(length, device=device)
-        step = PagedStep(
-            specs=self._loaded.specs,
-            cache=self._cache,
-            latents={},
-            plans=Plans(plan([length], [length], [range(self._cache.num_pages)], PAGE_SIZE, device)),
-            slot_mapping=places,
-            rope_groups=[
-                (longest, torch.tensor(rows, device=device))
-                for longest, rows in self._loaded.rope.groups([length], [range(length)])
-            ],
-        )
+        step = lone_step(self._loaded, self._cache, 0, length, length, {})
         pooling = _Pooling(step, self.layers, places)
         with torch.no_grad(), forward_context.entered(pooling):
             self._loaded.model(

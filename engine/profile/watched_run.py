@@ -18,9 +18,8 @@ from headway.engine.cache import KVCache
 from headway.engine.errors import ConfigError
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.loaded import LoadedModel
+from headway.engine.lone_step import lone_step
 from headway.engine.patch import attached
-from headway.engine.selection.plans import Plans
-from headway.kernels.paged_attention import plan
 
 PAGE_SIZE = 64
 CHUNK = 1024
@@ -112,15 +111,7 @@ class WatchedRun:
         end, device = start + len(ids), self._loaded.device
         if not start < end <= self._longest:
             raise ValueError(f"tokens {start} to {end} do not fit a run of {self._longest}")
-        groups = self._loaded.rope.groups([self._longest], [range(len(ids))])
-        step = PagedStep(
-            specs=self._loaded.specs,
-            cache=self._cache,
-            latents=self._latents,
-            plans=Plans(plan([len(ids)], [end], [range(-(-end // PAGE_SIZE))], PAGE_SIZE, device)),
-            slot_mapping=torch.arange(start, end, device=device),
-            rope_groups=[(longest, torch.tensor(rows, device=device)) for longest, rows in groups],
-        )
+        step = lone_step(self._loaded, self._cache, start, end, self._longest, self._latents)
         context = _Watched(step, watch, self._silenced, end)
         with torch.inference_mode(), forward_context.entered(context):
             return self._loaded.model(
