@@ -215,11 +215,12 @@ def _streaming(
         return None
     recipe, size = config.recipe, config.cache.page_size
     whole = max(recipe.prefill.dense_below, recipe.decode.dense_below)
-    most = most_pages(routes, size, config.scheduler.max_step_tokens, whole, limit)
     return StreamingNeeds(
         page=page_bytes(layout.streaming, size, dtype),
-        most=most,
+        most=most_pages(routes, size, config.scheduler.max_step_tokens, whole, limit),
+        least=most_pages(routes, size, 1, 0, limit),
         document=-(-DOCUMENT // size),
+        prompts=config.scheduler.max_partial_prefills,
         sequences=config.scheduler.max_running,
     )
 

@@ -141,8 +141,8 @@ class PrefixCache:
             self._streaming.refuse(sequence)
 
     def reserved(self, sequence: Sequence) -> int:
-        """Pages of heads that stream that a sequence reserves while it runs."""
-        return 0 if self._streaming is None else self._streaming.most(sequence)
+        """Pages of heads that stream that a sequence reserves."""
+        return 0 if self._streaming is None else self._streaming.reserved(sequence)
 
     def fits(self, sequence: Sequence, running: Collection[Sequence]) -> bool:
         """Whether the sequence can be admitted now, leaving a page for each of those running."""

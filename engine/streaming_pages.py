@@ -8,7 +8,8 @@ Through the prefix cache a sequence shares pages of these heads where those of t
 It can continue behind a cached page only if sinks and window before that point are still there: a prompt's
 last pages stay cached for that, those in its middle do not.
 
-Each running sequence reserves the most that it may hold at once, so a page is there whenever one is needed.
+Each running sequence reserves the most that it may still hold at once, so a page is there whenever one is
+needed: until its prompt is computed, what a chunk takes, from then on sinks and window.
 """
 
 from bisect import bisect_right
@@ -41,12 +42,12 @@ class StreamingPages:
         self._longest_chunk = longest_chunk
         self._sink_pages = -(-routes.sink_size // page_size)
 
-    def most(self, sequence: Sequence) -> int:
-        """The most pages that a sequence ever holds at once."""
-        return most_pages(
-            self._routes, self._page_size, self._longest_chunk, sequence.streams_from,
-            sequence.num_prompt + sequence.max_tokens,
-        )  # fmt: skip
+    def reserved(self, sequence: Sequence) -> int:
+        """The most pages that a sequence holds at once from now on."""
+        streams = sequence.computed >= max(sequence.num_prompt, sequence.streams_from)
+        chunk, whole = (1, 0) if streams else (self._longest_chunk, sequence.streams_from)
+        length = sequence.num_prompt + sequence.max_tokens
+        return most_pages(self._routes, self._page_size, chunk, whole, length)
 
     def refuse(self, sequence: Sequence) -> None:
         """Refuse what would never run.
@@ -54,7 +55,7 @@ class StreamingPages:
         Raises:
             RequestError: it holds more pages at once than there are.
         """
-        if self.most(sequence) <= self._pool.num_pages:
+        if self.reserved(sequence) <= self.num_pages:
             return
         scored = sequence.submit.sampling.prompt_logprobs is not None
         what = "prompt_logprobs" if scored else "headway"
@@ -67,7 +68,7 @@ class StreamingPages:
 
     def has_room(self, sequence: Sequence, holders: Iterable[Sequence]) -> bool:
         """Whether it can run beside `holders`."""
-        return sum(map(self.most, holders)) + self.most(sequence) <= self._pool.num_pages
+        return sum(map(self.reserved, holders)) + self.reserved(sequence) <= self.num_pages
 
     def shareable(self, sequence: Sequence, hits: int, together: int) -> int:
         """Of `hits` leading pages that the other heads share, how many these can, in whole granules."""
@@ -120,7 +121,7 @@ class StreamingPages:
         """
         self._pool.check([self.held(sequence) for sequence in sequences])
         for sequence in sequences:
-            if len(self.held(sequence)) > self.most(sequence):
+            if len(self.held(sequence)) > self.reserved(sequence):
                 raise RuntimeError("a sequence holds more pages of streaming heads than it has reserved")
 
     def _first_read(self, sequence: Sequence, position: int) -> int:
@@ -138,7 +139,7 @@ class StreamingPages:
 
 
 def most_pages(routes: HeadRoutes, page_size: int, longest_chunk: int, streams_from: int, length: int) -> int:
-    """The most pages that a sequence of `length` tokens ever holds at once.
+    """The most pages that a sequence of `length` tokens holds at once.
 
     Args:
         longest_chunk: tokens that it may compute in one step.
@@ -155,20 +156,25 @@ class StreamingNeeds:
 
     Attributes:
         page: bytes of one.
-        most: the most that a sequence holds at once.
+        most: the most that a sequence holds at once while its prompt is computed.
+        least: the most from then on.
         document: pages of the other heads that an ordinary long prompt takes.
-        sequences: how many may run at once.
+        prompts: how many prompts are computed side by side.
+        sequences: how many sequences may run at once.
     """
 
     page: int
     most: int
+    least: int
     document: int
+    prompts: int
     sequences: int
 
     def pages(self, num_pages: int) -> int:
-        """For `num_pages` pages of the other heads: enough for as many documents as fit those, or for one."""
-        documents = -(-num_pages * self.most // self.document)
-        return min(max(documents, self.most), self.most * self.sequences, num_pages)
+        """For `num_pages` pages of the other heads: enough for the prompts, and for documents that fit."""
+        documents = -(-num_pages // self.document)
+        prompts = min(self.prompts, documents) * self.most
+        return min(prompts + documents * self.least, self.sequences * self.most, num_pages)
 
     def fitting(self, available: int, page: int) -> int:
         """How many pages of the other heads, of `page` bytes each, fit `available` bytes beside these."""

@@ -98,26 +98,23 @@ def test_without_a_limit_the_machine_counts(tmp_path: Path, content: str | None)
 
 
 def test_the_plan_says_what_dropping_gains() -> None:
-    streaming = StreamingNeeds(page=3 * MIB, most=20, document=512, sequences=64)
+    streaming = StreamingNeeds(page=3 * MIB, most=20, least=5, document=512, prompts=4, sequences=64)
     needs = replace(NEEDS, page=MIB, streaming=streaming)
     plan = divide(needs, 16 * GIB, 10 * GIB, 10**6, config(cache={"memory_gib": 4}))
-    assert (
-        plan.num_pages + 3 * plan.streaming_pages
-        <= 4096
-        < plan.num_pages + 1 + 3 * streaming.pages(plan.num_pages + 1)
-    )
-    assert plan.streaming_pages == 144
-    assert plan.max_context == 3664 * 64
+    more = plan.num_pages + 1
+    assert plan.num_pages + 3 * plan.streaming_pages <= 4096 < more + 3 * streaming.pages(more)
+    assert plan.streaming_pages == 120  # four prompts of 20, eight documents of 5
+    assert plan.max_context == 3736 * 64
     text = str(plan)
-    assert "longest prompt that fits: 234495 tokens, by the memory for KV pages (65535 if no head" in text
-    assert "streaming     432 MiB: 144 pages of sinks and windows" in text
+    assert "longest prompt that fits: 239103 tokens, by the memory for KV pages (65535 if no head" in text
+    assert "streaming     360 MiB: 120 pages of sinks and windows" in text
 
 
 @given(
     st.integers(0, 10**6), st.integers(1, 500), st.integers(1, 500),
     st.builds(
-        StreamingNeeds, page=st.integers(1, 500), most=st.integers(1, 200), document=st.integers(1, 600),
-        sequences=st.integers(1, 64),
+        StreamingNeeds, page=st.integers(1, 500), most=st.integers(1, 200), least=st.integers(1, 9),
+        document=st.integers(1, 600), prompts=st.integers(1, 9), sequences=st.integers(1, 64),
     ),
 )  # fmt: skip
 def test_as_many_pages_as_fit(available: int, page: int, num_pages: int, needs: StreamingNeeds) -> None:
