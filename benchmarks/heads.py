@@ -1,6 +1,7 @@
 """Routing by heads and layers on needle, alone and together with our own methods, in one run.
 
-    python -m benchmarks.heads [--quick] [--json FILE] [--context N]… [--task T]… [--count N]
+    python -m benchmarks.heads [--quick] [--json FILE] [--context N]… [--profile KIND]…
+        [--sparsity S]… [--task T]… [--count N]
 
 Each row is a way to serve: a share of the KV heads, by a profile in configs/profiles/needle, reads sinks and
 window only, the others everything or what `headway` chooses, in prefill and in decode. Answers are decoded
@@ -128,24 +129,30 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write rows and machine here.")] = None,
     context: Annotated[list[int] | None, typer.Option(help="Tokens of a haystack.")] = None,
     profile: Annotated[list[str] | None, typer.Option(help="Only these of `headway profile`.")] = None,
+    sparsity: Annotated[
+        list[float] | None,
+        typer.Option(help="Shares of KV heads that stream; the largest with headway, too."),
+    ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Needle's tasks.")] = None,
     count: Annotated[int, typer.Option(help="Questions per task.")] = 200,
     steps: Annotated[int, typer.Option(help="Timed decode steps.")] = 48,
     sampled: Annotated[int, typer.Option(min=2, help="Chunks that are timed.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="How often those are timed.")] = 3,
+    whole_up_to: Annotated[int, typer.Option(help="Longest haystack that is asked behind.")] = 32_768,
 ) -> None:
     """Measure and print the table."""
     contexts = context or ([8192] if quick else [8192, 32_768, 131_072])
-    plan = Plan(task or ["some_keys", "many_keys", "key_value"], count, 1, 32_768, sampled, rounds)
-    profiles, sparsities, most = profile or ["duo", "retrieval", "layers"], (0.25, 0.5, 0.75), 0.8
+    plan = Plan(task or ["some_keys", "many_keys", "key_value"], count, 1, whole_up_to, sampled, rounds)
+    profiles = profile or ["duo", "retrieval", "layers"]
+    sparsities = sparsity or [0.25, 0.5, 0.75, 0.8]
     if quick:
         plan, steps = Plan(["key_value"], 6, 1, 8192, 2, 1), 16
-        profiles, sparsities = ["layers"], (0.5,)
+        profiles, sparsities = ["layers"], [0.5, 0.8]
     loaded = load(ModelConfig(name="needle", dtype="float32"))
-    wanted = [(profile, sparsity) for profile in profiles for sparsity in (*sparsities, most)]
+    wanted = [(kind, share) for kind in profiles for share in sparsities]
     methods = [serving(loaded, "dense"), serving(loaded, "headway")]
     methods += [serving(loaded, "dense", *one) for one in wanted]
-    methods += [serving(loaded, "headway", profile, most) for profile in profiles]
+    methods += [serving(loaded, "headway", kind, max(sparsities)) for kind in profiles]
     kept = frozenset().union(
         *(each.sidecars() for one in methods for each in (one.prefill, one.decode) if each)
     )
