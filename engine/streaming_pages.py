@@ -13,8 +13,9 @@ needed: until its prompt is computed, what a chunk takes, from then on sinks and
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from headway.engine.errors import RequestError
 from headway.engine.page_pool import PagePool
@@ -59,7 +60,7 @@ class StreamingPages:
             return
         scored = sequence.submit.sampling.prompt_logprobs is not None
         what = "prompt_logprobs" if scored else "headway"
-        room = self._pool.num_pages * self._page_size - self._longest_chunk
+        room = max(0, self.num_pages * self._page_size - self._longest_chunk)
         raise RequestError(
             f"{what}: every head would read the first {sequence.streams_from} tokens whole, but there is "
             f"room for {room} tokens of the heads that stream (recipe.memory.streaming_heads: drop)",
@@ -91,16 +92,18 @@ class StreamingPages:
     def advance(self, sequence: Sequence) -> None:
         """Register what is computed and shareable, and let go of what fell out of the window."""
         pages, size = sequence.streaming_pages, self._page_size
-        full = min(sequence.computed, sequence.shareable) // size
-        for index in range(min(full, len(sequence.digests))):
-            if pages[index] != self.void and not self._pool.is_registered(pages[index]):
-                self._pool.register(pages[index], sequence.digests[index])
+        full = min(min(sequence.computed, sequence.shareable) // size, len(sequence.digests))
+        fresh = takewhile(
+            lambda i: not self._pool.is_registered(pages[i]), self._held_before(sequence, full, 0)
+        )
+        for index in reversed(tuple(fresh)):
+            self._pool.register(pages[index], sequence.digests[index])
         reusable = min(sequence.shareable, sequence.num_prompt) - sequence.granule - REUSE_TOKENS
         reusable -= self._routes.window_size
-        for index in range(self._sink_pages, self._first_read(sequence, sequence.computed) // size):
-            if pages[index] != self.void:
-                self._pool.let_go(pages[index], keep=(index + 1) * size > reusable)
-                pages[index] = self.void
+        first = self._first_read(sequence, sequence.computed) // size
+        for index in reversed(tuple(self._held_before(sequence, first, self._sink_pages))):
+            self._pool.let_go(pages[index], keep=(index + 1) * size > reusable)
+            pages[index] = self.void
 
     def release(self, sequence: Sequence) -> None:
         """Take all pages from the sequence."""
@@ -127,6 +130,10 @@ class StreamingPages:
     def _first_read(self, sequence: Sequence, position: int) -> int:
         """The first token beside the sinks that is read at `position`, where a chunk begins, or later."""
         return 0 if position < sequence.streams_from else max(0, position - self._routes.window_size)
+
+    def _held_before(self, sequence: Sequence, stop: int, start: int) -> Iterator[int]:
+        """The sequence's last pages in [start, stop), backwards up to one that is gone."""
+        return takewhile(lambda i: sequence.streaming_pages[i] != self.void, range(stop - 1, start - 1, -1))
 
     def _needed(self, sequence: Sequence, hits: int) -> Iterable[int]:
         """The leading pages that tokens behind `hits` pages read."""
