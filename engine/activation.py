@@ -1,13 +1,14 @@
 """How much memory one step needs above weights and cache, measured by a dry run."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import psutil
 import torch
 
 from headway.engine.batch import Batch, Chunk
 from headway.engine.cache import KVCache
+from headway.engine.cache_layout import HeadOrder
 from headway.engine.loaded import LoadedModel
 from headway.engine.messages import SamplingParams, Submit
 from headway.engine.request import Sequence
@@ -17,8 +18,12 @@ PAGE_SIZE = 64
 SAMPLING_SECONDS = 0.001
 
 
-def activation_peak(loaded: LoadedModel, tokens: int, context: int) -> int:
+def activation_peak(
+    loaded: LoadedModel, tokens: int, context: int, orders: Mapping[int, HeadOrder] | None = None
+) -> int:
     """Bytes that a chunk of `tokens` over `context` cached tokens needs above the weights.
+
+    `orders`: by layer_idx, of layers whose heads are put in order on their way to the cache.
 
     On CUDA it is what the allocator saw; on a CPU the growth of this process's resident memory, sampled every
     millisecond. No request must run meanwhile.
@@ -30,7 +35,8 @@ def activation_peak(loaded: LoadedModel, tokens: int, context: int) -> int:
     # Every page of the sequence is the same one: what is attended does not matter, only how much.
     sequence.pages = [0] * -(-length // PAGE_SIZE)
     batch = Batch((Chunk(sequence, context, tokens, samples=True),))
-    runner = ModelRunner(loaded, KVCache(loaded.specs, 1, PAGE_SIZE, loaded.dtype, loaded.device))
+    cache = KVCache(loaded.specs, 1, PAGE_SIZE, loaded.dtype, loaded.device)
+    runner = ModelRunner(loaded, cache, orders)
     try:
         if loaded.device.type == "cuda":
             return _allocator_growth(loaded.device, lambda: runner.run(batch))

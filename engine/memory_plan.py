@@ -15,7 +15,7 @@ from headway.engine.loaded import LoadedModel
 from headway.engine.scheduler import SCORED_ROWS
 from headway.engine.selection.head_route import HeadRoutes
 from headway.engine.sidecars import Sidecar, sidecar_bytes
-from headway.engine.streaming_pages import StreamingNeeds, most_pages
+from headway.engine.streaming_pages import REUSE_TOKENS, StreamingNeeds, most_pages
 
 GIB = 2**30
 CPU_DRY_RUN_CONTEXT = 16_384
@@ -99,7 +99,7 @@ class MemoryPlan:
     def _streaming_line(self) -> list[str]:
         if self.needs.streaming is None:
             return []
-        size = self.streaming_pages * self.needs.streaming.page
+        size = (self.streaming_pages + 1) * self.needs.streaming.page
         return [f"streaming     {_size(size)}: {self.streaming_pages} pages of sinks and windows"]
 
     def _otherwise(self) -> str:
@@ -112,11 +112,13 @@ def plan_memory(
     layout: CacheLayout,
     sidecars: Collection[Sidecar] = (),
     routes: HeadRoutes | None = None,
+    dense_below: int = 0,
 ) -> MemoryPlan:
     """Measure what the loaded model needs on its device and divide the memory.
 
     Args:
         routes: which heads stream; None: none.
+        dense_below: tokens up to which requests may have all heads read everything.
 
     Raises:
         ConfigError: the memory does not hold what the configuration asks for, with what to lower.
@@ -137,11 +139,11 @@ def plan_memory(
         weights=sum(tensor.nbytes for tensor in tensors),
         page=page,
         sidecars=beside,
-        activations=_measure(loaded, chunk, context),
+        activations=_measure(loaded, layout, chunk, context),
         logits=rows * loaded.vocab_size * torch.float32.itemsize * COPIES_OF_LOGITS,
         chunk=chunk,
         chunk_context=context,
-        streaming=_streaming(layout, routes, loaded.dtype, config, limit),
+        streaming=_streaming(layout, routes, loaded.dtype, config, limit, dense_below),
     )
     return divide(needs, total, free, limit, config)
 
@@ -166,7 +168,7 @@ def divide(needs: Needs, total: int, free: int, limit: int, config: EngineConfig
     page_size, kept_context = config.cache.page_size, None
     if needs.streaming is not None:
         kept_context = min(limit, available // (needs.page + needs.streaming.page) * page_size)
-        num_pages = needs.streaming.fitting(available, needs.page)
+        num_pages = max(0, needs.streaming.fitting(available, needs.page))
         streaming_pages = needs.streaming.pages(num_pages)
     if num_pages * page_size < 2:
         memory = "memory_fraction" if config.cache.memory_gib is None else "memory_gib"
@@ -209,16 +211,16 @@ def context_limit(wanted: int | None, own: int) -> int:
 
 
 def _streaming(
-    layout: CacheLayout, routes: HeadRoutes | None, dtype: torch.dtype, config: EngineConfig, limit: int
-) -> StreamingNeeds | None:
+    layout: CacheLayout, routes: HeadRoutes | None, dtype: torch.dtype, config: EngineConfig, limit: int,
+    dense_below: int,
+) -> StreamingNeeds | None:  # fmt: skip
     if routes is None or not layout.streaming:
         return None
-    recipe, size = config.recipe, config.cache.page_size
-    whole = max(recipe.prefill.dense_below, recipe.decode.dense_below)
+    size = config.cache.page_size
     return StreamingNeeds(
         page=page_bytes(layout.streaming, size, dtype),
-        most=most_pages(routes, size, config.scheduler.max_step_tokens, whole, limit),
-        least=most_pages(routes, size, 1, 0, limit),
+        most=most_pages(routes, size, config.scheduler.max_step_tokens, dense_below, limit),
+        least=most_pages(routes, size, REUSE_TOKENS, 0, limit),
         document=-(-DOCUMENT // size),
         prompts=config.scheduler.max_partial_prefills,
         sequences=config.scheduler.max_running,
@@ -231,9 +233,9 @@ def _for_pages(free: int, config: EngineConfig) -> int:
     return int(config.cache.memory_fraction * free)
 
 
-def _measure(loaded: LoadedModel, chunk: int, context: int) -> int:
+def _measure(loaded: LoadedModel, layout: CacheLayout, chunk: int, context: int) -> int:
     try:
-        return activation_peak(loaded, chunk, context)
+        return activation_peak(loaded, chunk, context, layout.orders)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ConfigError(
             f"a chunk of {chunk} tokens over {context} cached ones does not fit the memory; lower "

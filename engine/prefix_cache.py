@@ -141,18 +141,18 @@ class PrefixCache:
             self._streaming.refuse(sequence)
 
     def reserved(self, sequence: Sequence) -> int:
-        """Pages of heads that stream that a sequence reserves."""
+        """Pages of heads that stream that a sequence reserves, being as long as it is."""
         return 0 if self._streaming is None else self._streaming.reserved(sequence)
 
     def fits(self, sequence: Sequence, running: Collection[Sequence]) -> bool:
         """Whether the sequence can be admitted now, leaving a page for each of those running."""
-        room = self._streaming is None or self._streaming.has_room(sequence, running)
+        room = self._streaming is None or self._streaming.suffice((*running, sequence), len(running))
         return room and self.missing(sequence, self._pool.is_held) + len(running) <= self.available
 
     def would_fit(self, sequence: Sequence, holders: Collection[Sequence]) -> bool:
         """The same if only `holders` were running."""
         held = {page for holder in holders for page in holder.pages}
-        room = self._streaming is None or self._streaming.has_room(sequence, holders)
+        room = self._streaming is None or self._streaming.suffice((*holders, sequence), len(holders))
         return room and self.missing(sequence, held.__contains__) + len(holders) <= self.num_pages - len(held)
 
     def admit(self, sequence: Sequence) -> None:
@@ -167,6 +167,10 @@ class PrefixCache:
         sequence.computed = hits * self.page_size
         while len(sequence.pages) < self.pages_for(len(sequence.tokens)):
             self.grow(sequence)
+
+    def can_grow(self, running: Collection[Sequence]) -> bool:
+        """Whether there is a page for the next token of one of those running."""
+        return self.available > 0 and (self._streaming is None or self._streaming.suffice(running))
 
     def grow(self, sequence: Sequence) -> None:
         """Give the sequence one more page; the caller has made sure that one is available."""

@@ -43,6 +43,12 @@ class Recipes:
         self._prefill = _Served(self._offers.prefill, self._check_prefill, RoutedPrefill, routes)
 
     @property
+    def dense_below(self) -> int:
+        """Tokens up to which a method that is offered reads everything, as it is offered."""
+        offers = (self._offers.decode, self._offers.prefill)
+        return max(offer.of(name).dense_below for offer in offers for name in offer.methods)
+
+    @property
     def sidecars(self) -> frozenset[Sidecar]:
         """What must be kept beside the pages for every method that is offered."""
         return self._offers.sidecars

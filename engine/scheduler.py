@@ -98,9 +98,9 @@ class Scheduler:
         The least important sequence itself waits, with its pages, until others end or take them.
         """
         if len(sequence.pages) < self._cache.pages_for(len(sequence.tokens)):
-            while not self._cache.available and self.running[-1] is not sequence:
+            while not self._cache.can_grow(self.running) and self.running[-1] is not sequence:
                 self._preempt(self.running[-1])
-            if not self._cache.available:
+            if not self._cache.can_grow(self.running):
                 return False
             self._cache.grow(sequence)
         return True
@@ -174,8 +174,9 @@ class Scheduler:
         return next((s for s in self.running if self._will_share(s, hits, digest)), None)
 
     def _will_share(self, running: Sequence, page: int, digest: bytes) -> bool:
-        shared = min(len(running.digests), running.shareable // self._cache.page_size)
-        return page < shared and running.digests[page] == digest
+        size = self._cache.page_size
+        shared = min(len(running.digests), running.shareable // size)
+        return running.computed // size <= page < shared and running.digests[page] == digest
 
     def _has_place(self, waiting: Sequence) -> bool:
         """Whether one more may run, or one of lower priority might give way."""

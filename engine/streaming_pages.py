@@ -8,14 +8,15 @@ Through the prefix cache a sequence shares pages of these heads where those of t
 It can continue behind a cached page only if sinks and window before that point are still there: a prompt's
 last pages stay cached for that, those in its middle do not.
 
-Each running sequence reserves the most that it may still hold at once, so a page is there whenever one is
-needed: until its prompt is computed, what a chunk takes, from then on sinks and window.
+Each running sequence reserves the most that it may hold at once, being as long as it is: what a chunk takes
+while its prompt is computed, then everything below `dense_below`, beyond that sinks and window. So a chunk
+never lacks a page; where a generated token does, the least important sequence is preempted, as ever.
 """
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 
 from headway.engine.errors import RequestError
 from headway.engine.page_pool import PagePool
@@ -44,37 +45,36 @@ class StreamingPages:
         self._sink_pages = -(-routes.sink_size // page_size)
 
     def reserved(self, sequence: Sequence) -> int:
-        """The most pages that a sequence holds at once from now on."""
+        """The most pages that a sequence holds at once until it is computed as far as it goes."""
         streams = sequence.computed >= max(sequence.num_prompt, sequence.streams_from)
-        chunk, whole = (1, 0) if streams else (self._longest_chunk, sequence.streams_from)
-        length = sequence.num_prompt + sequence.max_tokens
-        return most_pages(self._routes, self._page_size, chunk, whole, length)
+        return self._most(len(sequence.tokens), 0 if streams else sequence.streams_from, streams)
 
     def refuse(self, sequence: Sequence) -> None:
-        """Refuse what would never run.
+        """Refuse what would never come to its end.
 
         Raises:
-            RequestError: it holds more pages at once than there are.
+            RequestError: it would hold more pages at once than there are.
         """
-        if self.reserved(sequence) <= self.num_pages:
+        length, whole = sequence.num_prompt + sequence.max_tokens, sequence.streams_from
+        if self._most(length, whole, streams=False) <= self.num_pages:
             return
         scored = sequence.submit.sampling.prompt_logprobs is not None
         what = "prompt_logprobs" if scored else "headway"
         room = max(0, self.num_pages * self._page_size - self._longest_chunk)
         raise RequestError(
-            f"{what}: every head would read the first {sequence.streams_from} tokens whole, but there is "
+            f"{what}: every head would read the first {min(length, whole)} tokens whole, but there is "
             f"room for {room} tokens of the heads that stream (recipe.memory.streaming_heads: drop)",
             what,
         )
 
-    def has_room(self, sequence: Sequence, holders: Iterable[Sequence]) -> bool:
-        """Whether it can run beside `holders`."""
-        return sum(map(self.reserved, holders)) + self.reserved(sequence) <= self.num_pages
+    def suffice(self, running: Iterable[Sequence], spare: int = 0) -> bool:
+        """Whether these have the pages that they reserve, with `spare` more."""
+        return sum(map(self.reserved, running)) + spare <= self.num_pages
 
     def shareable(self, sequence: Sequence, hits: int, together: int) -> int:
         """Of `hits` leading pages that the other heads share, how many these can, in whole granules."""
-        while hits and not self._is_there(sequence, hits):
-            hits -= together
+        while hits and (missing := self._missing(sequence, hits)) is not None:
+            hits = missing - missing % together
         return hits
 
     def admit(self, sequence: Sequence, hits: int) -> None:
@@ -98,11 +98,9 @@ class StreamingPages:
         )
         for index in reversed(tuple(fresh)):
             self._pool.register(pages[index], sequence.digests[index])
-        reusable = min(sequence.shareable, sequence.num_prompt) - sequence.granule - REUSE_TOKENS
-        reusable -= self._routes.window_size
         first = self._first_read(sequence, sequence.computed) // size
         for index in reversed(tuple(self._held_before(sequence, first, self._sink_pages))):
-            self._pool.let_go(pages[index], keep=(index + 1) * size > reusable)
+            self._pool.let_go(pages[index], keep=self._is_reusable(sequence, index))
             pages[index] = self.void
 
     def release(self, sequence: Sequence) -> None:
@@ -135,14 +133,30 @@ class StreamingPages:
         """The sequence's last pages in [start, stop), backwards up to one that is gone."""
         return takewhile(lambda i: sequence.streaming_pages[i] != self.void, range(stop - 1, start - 1, -1))
 
-    def _needed(self, sequence: Sequence, hits: int) -> Iterable[int]:
-        """The leading pages that tokens behind `hits` pages read."""
+    def _needed(self, sequence: Sequence, hits: int) -> Iterator[int]:
+        """The leading pages that tokens behind `hits` pages read, the last one first."""
         first = self._first_read(sequence, hits * self._page_size) // self._page_size
-        return (*range(min(self._sink_pages, first)), *range(first, hits))
+        return chain(range(hits - 1, first - 1, -1), range(min(self._sink_pages, first) - 1, -1, -1))
 
-    def _is_there(self, sequence: Sequence, hits: int) -> bool:
-        needed = reversed(tuple(self._needed(sequence, hits)))  # the last pages are missing most often
-        return all(sequence.digests[index] in self._pool for index in needed)
+    def _missing(self, sequence: Sequence, hits: int) -> int | None:
+        """The last of those that is not there."""
+        needed = self._needed(sequence, hits)
+        return next((i for i in needed if sequence.digests[i] not in self._pool), None)
+
+    def _is_reusable(self, sequence: Sequence, index: int) -> bool:
+        """Whether another prompt may want a page that the sequence needs no more.
+
+        Those do from which it found it, those that read a beginning as a whole, and those that go on near
+        the end of its prompt.
+        """
+        first, size = index * self._page_size, self._page_size
+        end = min(sequence.shareable, sequence.num_prompt) - sequence.granule - REUSE_TOKENS
+        whole = min(sequence.streams_from, sequence.num_prompt)
+        return first < max(sequence.cached, whole) or first + size > end - self._routes.window_size
+
+    def _most(self, length: int, whole: int, streams: bool) -> int:
+        chunk = 1 if streams else self._longest_chunk
+        return most_pages(self._routes, self._page_size, chunk, whole, length)
 
 
 def most_pages(routes: HeadRoutes, page_size: int, longest_chunk: int, streams_from: int, length: int) -> int:
@@ -164,7 +178,7 @@ class StreamingNeeds:
     Attributes:
         page: bytes of one.
         most: the most that a sequence holds at once while its prompt is computed.
-        least: the most from then on.
+        least: what it holds from then on, and what stays cached of it.
         document: pages of the other heads that an ordinary long prompt takes.
         prompts: how many prompts are computed side by side.
         sequences: how many sequences may run at once.
@@ -184,6 +198,6 @@ class StreamingNeeds:
         return min(prompts + documents * self.least, self.sequences * self.most, num_pages)
 
     def fitting(self, available: int, page: int) -> int:
-        """How many pages of the other heads, of `page` bytes each, fit `available` bytes beside these."""
+        """How many pages of the other heads, of `page` bytes each, fit beside these and the void one."""
         fits = range(available // page + 1)
-        return bisect_right(fits, available, key=lambda n: n * page + self.pages(n) * self.page) - 1
+        return bisect_right(fits, available, key=lambda n: n * page + (self.pages(n) + 1) * self.page) - 1

@@ -4,10 +4,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
+from headway.engine import streaming_pages
 from headway.engine.messages import Submit, Tokens
 
 from .hash_runner import EOS, VOCAB, alone, finish, make_engine, make_submit
 
+REUSE_TOKENS = streaming_pages.REUSE_TOKENS
 PAGE = 4
 PAGES = 12
 STEP_TOKENS = 12
@@ -121,6 +123,14 @@ class StreamingEngineMachine(EngineMachine):
     """Some heads stream and keep sinks and window only, in pages for one long prompt or a few short ones."""
 
     streaming_pages = 13
+
+    def __init__(self) -> None:
+        super().__init__()
+        streaming_pages.REUSE_TOKENS = 2  # prompts are short: or else nothing would be given up
+
+    def teardown(self) -> None:
+        super().teardown()
+        streaming_pages.REUSE_TOKENS = REUSE_TOKENS
 
 
 TestEngine = EngineMachine.TestCase

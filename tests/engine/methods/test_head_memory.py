@@ -147,7 +147,9 @@ def test_nothing_is_shared_where_sinks_or_window_are_gone(gqa, monkeypatch):
     early = serve(made, {"a": branches}, max_tokens=20)
     same = serve(made, {"c": PROMPT}, max_tokens=20)
     made.close()
-    assert first_event(early.events, "a").cached_tokens == 0
+    assert (
+        first_event(early.events, "a").cached_tokens == 16
+    )  # a beginning that every prompt reads as a whole
     assert first_event(same.events, "c").cached_tokens == 96
     assert_close(early, cold)
 
@@ -167,8 +169,8 @@ def test_preemption_and_neighbours_change_nothing(gqa):
         made.close()
 
 
-def test_requests_wait_for_pages_of_heads_that_stream(gqa):
-    """Each may hold ten at once, and there are fifteen."""
+def test_prompts_wait_for_pages_of_heads_that_stream(gqa):
+    """Each takes ten while it is computed, and there are fifteen."""
     made = engine(gqa, STREAMING["one of each"], "abc", dropped=15)
     prompts = {name: prompt(70 + 3 * seed, seed=seed) for seed, name in enumerate("abc")}
     tokens = serve(made, prompts, max_tokens=5).tokens
@@ -177,6 +179,47 @@ def test_requests_wait_for_pages_of_heads_that_stream(gqa):
     plenty = engine(gqa, STREAMING["one of each"], "abc")
     assert serve(plenty, prompts, max_tokens=5).tokens == tokens
     plenty.close()
+
+
+def test_answers_below_the_gate_grow_until_one_must_give_way(gqa):
+    """All their heads read everything, and twelve pages do not hold three answers."""
+    decode = decode_dense.Method(decode_dense.Settings(dense_below=200))
+    prompts = {name: prompt(9 + seed, seed=seed) for seed, name in enumerate("abc")}
+    found = []
+    for dropped in (60, 12):
+        made = engine(gqa, STREAMING["one of each"], "abc", decode=decode, dropped=dropped)
+        found.append(serve(made, prompts, max_tokens=40))
+        made.close()
+    assert [one.preemptions > 0 for one in found] == [False, True]
+    assert found[0].tokens == found[1].tokens
+
+
+def test_a_common_beginning_makes_nobody_wait(gqa, monkeypatch):
+    """The first has given up pages of it while it answers; the second computes them, beside it."""
+    monkeypatch.setattr("headway.engine.streaming_pages.REUSE_TOKENS", 0)
+    made = engine(gqa, STREAMING["one of each"], "ab")
+    sampling = SamplingParams(max_tokens=30, ignore_eos=True)
+    made.submit(Submit(request_id="a", prompt=PROMPT, sampling=sampling))
+    while not made._sequences["a"].num_generated:
+        made.step()
+    made.submit(Submit(request_id="b", prompt=PROMPT[:64] + prompt(60, seed=9), sampling=sampling))
+    second = made._sequences["b"]
+    for _ in range(4):
+        made.step()
+    assert second.num_generated
+    assert made._sequences["a"].finish_reason is None
+    made.close()
+
+
+def test_dense_prompts_are_shared_whatever_was_answered(gqa, monkeypatch):
+    """All heads read them whole, so all their pages stay."""
+    monkeypatch.setattr("headway.engine.streaming_pages.REUSE_TOKENS", 0)
+    prefill = prefill_dense.Method(prefill_dense.Settings(**SMALL | {"dense_below": 200}))
+    made = engine(gqa, STREAMING["one of each"], "ab", prefill=prefill)
+    serve(made, {"a": PROMPT}, max_tokens=40)
+    again = serve(made, {"b": PROMPT}, max_tokens=5)
+    made.close()
+    assert first_event(again.events, "b").cached_tokens == (len(PROMPT) - 1) // PAGE_SIZE * PAGE_SIZE
 
 
 def test_what_would_never_fit_is_refused(gqa):
