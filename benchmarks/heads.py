@@ -5,7 +5,8 @@
 
 Each row is a way to serve: a share of the KV heads, by a profile in configs/profiles/needle, reads sinks and
 window only, the others everything or what `headway` chooses, in prefill and in decode. Answers are decoded
-step by step behind haystacks that were read in the same way. Times as in `benchmarks.prefill` (some chunks of
+step by step behind haystacks that were read in the same way or, beyond `--whole-up-to` tokens, that needle's
+windowed pass has read for all. Times as in `benchmarks.prefill` (some chunks of
 one prompt) and `benchmarks.decode` (greedy steps behind it), ratios to our dense path: above 1 is faster.
 `kv_read_share` is what decode steps read of all KV; `kv_bytes_ratio` is all KV over what a request holds with
 `memory: {streaming_heads: drop}`, which changes neither answers nor what is read.
@@ -28,6 +29,7 @@ from benchmarks.held import kv_bytes_ratio
 from benchmarks.prefill_cases import Document, Plan, Reader, Tally, documents, fill, read_samples
 from benchmarks.prefill_session import PrefillSession
 from benchmarks.serving import machine
+from benchmarks.windowed import windowed
 from headway.engine.config import ModelConfig
 from headway.engine.loaded import LoadedModel
 from headway.engine.loading import load
@@ -51,7 +53,7 @@ class Serving:
     prefill: prefill.AnyMethod | None
     decode: decode.AnyMethod | None
     routes: HeadRoutes | None = None
-    tally: Tally = field(default_factory=Tally)
+    tallies: dict[str, Tally] = field(default_factory=dict)
 
 
 def serving(loaded: LoadedModel, methods: str, profile: str = "", sparsity: float = 0.0) -> Serving:
@@ -72,18 +74,21 @@ def serving(loaded: LoadedModel, methods: str, profile: str = "", sparsity: floa
     return Serving(name, reads, decodes, routes)
 
 
-def answer(session: PrefillSession, found: list[Document], servings: list[Serving]) -> None:
-    """Every way reads every haystack and answers the questions behind it."""
-    for _, prefix, tails in found:
+def answer(session: PrefillSession, found: list[Document], servings: list[Serving], whole: bool) -> None:
+    """Every way reads every haystack, if `whole`, else takes over its KV, and answers questions behind it."""
+    for task, prefix, tails in found:
+        if not whole:
+            session.fill(windowed(prefix))
         for one in servings:
-            sequence = session.prompt(prefix + tails[0][0], one.prefill)
             kept = one.decode.sidecars() if one.decode else frozenset()
-            for chunk in session.chunks(sequence):
+            sequence = session.prompt(prefix + tails[0][0], one.prefill)
+            for chunk in session.chunks(sequence) if whole else ():
                 session.read_chunk(sequence, *chunk, also=kept)
             for ask, right in tails:
                 prompt = prefix + ask
                 session.read_chunk(session.prompt(prompt, one.prefill), len(prefix), len(ask), also=kept)
-                one.tally.add([session.decode(prompt, one.decode, forced=right).tokens == right])
+                tally = one.tallies.setdefault(task, Tally())
+                tally.add([session.decode(prompt, one.decode, forced=right).tokens == right])
 
 
 def measure(
@@ -91,13 +96,13 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Rows of one context."""
     found = documents(context, plan)
-    if context <= plan.whole_up_to:
-        answer(session, found, servings)
+    answer(session, found, servings, whole=context <= plan.whole_up_to)
     prompt = fill(session, context, found)
     readers = [Reader(one.name, one.prefill) for one in servings]
     read_samples(session, prompt, readers, plan)
     timed = [greedy(session, prompt, one.decode, steps) for one in servings]
     for one, reader, taken in zip(servings, readers, timed, strict=True):
+        right, of = (sum(tally.right for tally in each.tallies.values()) for each in (one, servings[0]))
         yield {
             "method": one.name,
             "context": context,
@@ -112,10 +117,10 @@ def measure(
                 ),
                 2,
             ),
-            "accuracy_vs_dense": (
-                round(one.tally.right / servings[0].tally.right, 3) if servings[0].tally.right else None
+            "accuracy_vs_dense": round(right / of, 3) if of else None,
+            "right": ", ".join(
+                f"{task} {tally.right} of {tally.asked}" for task, tally in one.tallies.items()
             ),
-            "right": f"{one.tally.right} of {one.tally.asked}",
         }
 
 
@@ -134,15 +139,18 @@ def main(
         typer.Option(help="Shares of KV heads that stream; the largest with headway, too."),
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Needle's tasks.")] = None,
-    count: Annotated[int, typer.Option(help="Questions per task.")] = 200,
+    count: Annotated[int, typer.Option(help="Questions per haystack.")] = 200,
+    haystacks: Annotated[int, typer.Option(min=1, help="Haystacks per task.")] = 1,
     steps: Annotated[int, typer.Option(help="Timed decode steps.")] = 48,
     sampled: Annotated[int, typer.Option(min=2, help="Chunks that are timed.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="How often those are timed.")] = 3,
-    whole_up_to: Annotated[int, typer.Option(help="Longest haystack that is asked behind.")] = 32_768,
+    whole_up_to: Annotated[int, typer.Option(help="Longest haystack that each way reads.")] = 32_768,
 ) -> None:
     """Measure and print the table."""
     contexts = context or ([8192] if quick else [8192, 32_768, 131_072])
-    plan = Plan(task or ["some_keys", "many_keys", "key_value"], count, 1, whole_up_to, sampled, rounds)
+    plan = Plan(
+        task or ["some_keys", "many_keys", "key_value"], count, haystacks, whole_up_to, sampled, rounds
+    )
     profiles = profile or ["duo", "retrieval", "layers"]
     sparsities = sparsity or [0.25, 0.5, 0.75, 0.8]
     if quick:
@@ -159,7 +167,7 @@ def main(
     session = PrefillSession(loaded, max(contexts) + ROOM, kept)
     rows = []
     for length in contexts:
-        fresh = [replace(one, tally=Tally()) for one in methods]
+        fresh = [replace(one, tallies={}) for one in methods]
         rows += measure(session, length, fresh, plan, steps)
     session.close()
     table = Table(*(name.replace("_ratio_vs_", " × ") for name in rows[0]))

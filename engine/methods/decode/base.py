@@ -47,7 +47,7 @@ class DecodeMethod(Generic[Settings]):
         return frozenset()
 
     def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:
-        """Refuse a model that the settings do not fit.
+        """Refuse a model that the settings do not fit; the object stays as it is.
 
         Raises:
             ConfigError: begins with a setting's name and a colon; what does not fit, and what is allowed.

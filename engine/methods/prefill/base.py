@@ -49,7 +49,7 @@ class PrefillMethod(Generic[Settings]):
         return {"settings": self.settings.model_dump(mode="json")}
 
     def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:
-        """Refuse a model that the settings do not fit.
+        """Refuse a model that the settings do not fit; the object stays as it is.
 
         Raises:
             ConfigError: begins with a setting's name and a colon; what does not fit, and what is allowed.
