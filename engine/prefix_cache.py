@@ -146,13 +146,13 @@ class PrefixCache:
 
     def fits(self, sequence: Sequence, running: Collection[Sequence]) -> bool:
         """Whether the sequence can be admitted now, leaving a page for each of those running."""
-        room = self._streaming is None or self._streaming.suffice((*running, sequence), len(running))
+        room = self._streaming_suffice((*running, sequence), len(running))
         return room and self.missing(sequence, self._pool.is_held) + len(running) <= self.available
 
     def would_fit(self, sequence: Sequence, holders: Collection[Sequence]) -> bool:
         """The same if only `holders` were running."""
         held = {page for holder in holders for page in holder.pages}
-        room = self._streaming is None or self._streaming.suffice((*holders, sequence), len(holders))
+        room = self._streaming_suffice((*holders, sequence), len(holders))
         return room and self.missing(sequence, held.__contains__) + len(holders) <= self.num_pages - len(held)
 
     def admit(self, sequence: Sequence) -> None:
@@ -170,7 +170,7 @@ class PrefixCache:
 
     def can_grow(self, running: Collection[Sequence]) -> bool:
         """Whether there is a page for the next token of one of those running."""
-        return self.available > 0 and (self._streaming is None or self._streaming.suffice(running))
+        return self.available > 0 and self._streaming_suffice(running)
 
     def grow(self, sequence: Sequence) -> None:
         """Give the sequence one more page; the caller has made sure that one is available."""
@@ -212,3 +212,6 @@ class PrefixCache:
         self._pool.check([sequence.pages for sequence in sequences])
         if self._streaming is not None:
             self._streaming.check(sequences)
+
+    def _streaming_suffice(self, running: Collection[Sequence], spare: int = 0) -> bool:
+        return self._streaming is None or self._streaming.suffice(running, spare)

@@ -98,10 +98,10 @@ class Scheduler:
         The least important sequence itself waits, with its pages, until others end or take them.
         """
         if len(sequence.pages) < self._cache.pages_for(len(sequence.tokens)):
-            while not self._cache.can_grow(self.running) and self.running[-1] is not sequence:
+            while not self._cache.can_grow(self.running):
+                if self.running[-1] is sequence:
+                    return False
                 self._preempt(self.running[-1])
-            if not self._cache.can_grow(self.running):
-                return False
             self._cache.grow(sequence)
         return True
 

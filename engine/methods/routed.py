@@ -21,6 +21,7 @@ from headway.engine.methods.prefill.base import PrefillMethod
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.forced import attend_from
 from headway.engine.selection.head_route import HeadRoutes
+from headway.engine.selection.layer_cache import side_by_side
 from headway.engine.selection.layer_view import LayerView
 from headway.engine.selection.prefill_selection import PrefillSelection
 from headway.engine.sidecars import Sidecar
@@ -107,15 +108,12 @@ class RoutedPrefill(PrefillMethod[Any]):
         return self._by_runs(query, chunk, self._dense)
 
     def _by_runs(self, query: Tensor, chunk: ChunkView, own: PrefillMethod[Any]) -> tuple[Tensor, Tensor]:
-        runs = self._routes.runs(chunk.spec)
-        parts = [
-            (self._streaming if run.streams else own).attend(query[:, run.heads], chunk.of_heads(run))
-            for run in runs
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        out, lse = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
-        return out, lse
+        return side_by_side(
+            [
+                (self._streaming if run.streams else own).attend(query[:, run.heads], chunk.of_heads(run))
+                for run in self._routes.runs(chunk.spec)
+            ]
+        )
 
 
 class _WithoutTail(prefill_streaming.Method):

@@ -39,7 +39,7 @@ def _attend_part(query: Tensor, part: Part, share: float) -> Tensor:
     layer, method = part.layer, part.method
     if method is None:
         _count(layer, layer.plan.host_kv_lens, share)
-        return _dense(query, layer)[0]
+        return layer.cache.attend_own(query, layer.plan)[0]
     selection = method.select(query, layer)
     layer.step.handed[layer.spec.layer_idx] = selection
     _count(layer, _tokens_read(selection, layer), share)
@@ -77,7 +77,7 @@ def _split(query: Tensor, layer: LayerView, selection: DecodeSelection, dense: T
     if not dense.any():
         return _selected(query, layer, selection)
     if dense.all():
-        return _dense(query, layer)
+        return layer.cache.attend_own(query, layer.plan)
     by_head = dense.view(len(query), -1).expand(-1, layer.spec.num_kv_heads)
     out, lse = _selected(query, layer, selection, active=~by_head.all(1))
     for rows, run in _dense_runs(by_head, layer.spec):
@@ -110,10 +110,6 @@ def _of_rows(whole: AttentionPlan, rows: Sequence[int]) -> AttentionPlan:
         whole.page_size,
         whole.device,
     )
-
-
-def _dense(query: Tensor, layer: LayerView) -> Attended:
-    return layer.cache.attend_own(query, layer.plan)
 
 
 def _selected(

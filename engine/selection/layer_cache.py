@@ -1,6 +1,6 @@
 """LayerCache: one layer of the paged cache, and its dense attention."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,8 +54,7 @@ class LayerCache:
         parts = [self.streaming.attend_own(query[:, heads:], plans.streaming)]
         if heads:
             parts.insert(0, self.attend_own(query[:, :heads], plans.own))
-        out, lse = (torch.cat(both, dim=1) for both in zip(*parts, strict=True))
-        return out, lse
+        return side_by_side(parts)
 
     def attend_own(self, query: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
         """The same of the heads in `key_cache` alone."""
@@ -65,6 +64,14 @@ class LayerCache:
             query, self.key_cache, self.value_cache, plan,
             scale=spec.scale, window=spec.window, softcap=spec.softcap, sinks=sinks,
         )  # fmt: skip
+
+
+def side_by_side(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Out and lse of all heads from those of their parts, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    out, lse = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
+    return out, lse
 
 
 @dataclass(slots=True, eq=False)

@@ -147,6 +147,21 @@ def tokens_of(layer: LayerView, row: int, cache: Tensor) -> Tensor:
     return cache[layer.plan.block_table[row].long()].flatten(0, 1)[:length]
 
 
+def tiny_info(loaded: LoadedModel, num_pages: int) -> ModelInfo:
+    """What an engine says of a tiny model over so many pages."""
+    return ModelInfo(
+        name="tiny",
+        max_context=num_pages * PAGE_SIZE,
+        vocab_size=loaded.vocab_size,
+        eos_token_ids=(),
+        dtype="float32",
+        device="cpu",
+        num_pages=num_pages,
+        page_size=PAGE_SIZE,
+        plan="",
+    )
+
+
 def make_engine(
     loaded: LoadedModel, num_pages: int, settings: dict[str, Any], *others: str, **scheduler: Any
 ) -> Engine:
@@ -160,19 +175,8 @@ def make_engine(
         },
     )
     recipes = Recipes(config.recipe, loaded.specs, PAGE_SIZE)
-    info = ModelInfo(
-        name="tiny",
-        max_context=num_pages * PAGE_SIZE,
-        vocab_size=loaded.vocab_size,
-        eos_token_ids=(),
-        dtype="float32",
-        device="cpu",
-        num_pages=num_pages,
-        page_size=PAGE_SIZE,
-        plan="",
-    )
     return Engine(
-        info,
+        tiny_info(loaded, num_pages),
         config.scheduler,
         prefix_cache(loaded, num_pages, config),
         ModelRunner(loaded, poisoned_cache(loaded, num_pages, recipes.sidecars)),

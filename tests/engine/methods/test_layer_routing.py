@@ -14,7 +14,7 @@ from headway.engine.layer_router import LayerRouter
 from headway.engine.layer_routing import LayerRouting
 from headway.engine.loaded import LoadedModel
 from headway.engine.loop import serve as serve_loop
-from headway.engine.messages import Failed, ModelInfo, Shutdown
+from headway.engine.messages import Failed, Shutdown
 from headway.engine.preview import Preview
 from headway.engine.recipes import Recipes
 from headway.engine.runner import ModelRunner
@@ -22,7 +22,7 @@ from headway.engine.sampler import Sampler
 from headway.engine.selection.head_route import HeadRoutes
 from tests.engine.hash_runner import first_event, make_submit
 
-from .driver import PAGE_SIZE, poisoned_cache, prompt
+from .driver import PAGE_SIZE, poisoned_cache, prompt, tiny_info
 from .test_prefill_serving import PROMPT, Served, assert_close, serve
 
 SINKS, WINDOW, POOL = 3, 10, 6
@@ -66,19 +66,8 @@ def engine_of(
     by_layer = isinstance(routed, LayerRouting)
     routes = routed.undecided if by_layer else routed
     recipes = Recipes(config.recipe, loaded.specs, PAGE_SIZE, routes=routes)
-    info = ModelInfo(
-        name="tiny",
-        max_context=num_pages * PAGE_SIZE,
-        vocab_size=loaded.vocab_size,
-        eos_token_ids=(),
-        dtype="float32",
-        device="cpu",
-        num_pages=num_pages,
-        page_size=PAGE_SIZE,
-        plan="",
-    )
     return Engine(
-        info,
+        tiny_info(loaded, num_pages),
         config.scheduler,
         prefix_cache(loaded, num_pages, config),
         ModelRunner(loaded, poisoned_cache(loaded, num_pages, recipes.sidecars)),

@@ -11,7 +11,7 @@ from headway.engine.build import prefix_cache
 from headway.engine.cache_layout import CacheLayout
 from headway.engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from headway.engine.core import Engine
-from headway.engine.messages import ModelInfo, PrefillUsage, Submit, Tokens
+from headway.engine.messages import PrefillUsage, Submit, Tokens
 from headway.engine.methods.decode import AnyMethod as DecodeMethod
 from headway.engine.methods.prefill import AnyMethod, streaming
 from headway.engine.runner import ModelRunner
@@ -23,7 +23,7 @@ from headway.engine.streaming_pages import StreamingPages
 from headway.kernels.tile_attention import reference
 from tests.engine.hash_runner import answers, finish, first_event, make_submit
 
-from .driver import PAGE_SIZE, poisoned_cache, prompt
+from .driver import PAGE_SIZE, poisoned_cache, prompt, tiny_info
 from .driver import make as make_decode
 from .test_prefill_matrix import NAMES, made
 
@@ -98,19 +98,8 @@ def engine_of(
     streaming_cache = None
     if streaming is not None:
         streaming_cache = poisoned_cache(loaded, streaming.void + 1, (), CacheLayout(layout.streaming))
-    info = ModelInfo(
-        name="tiny",
-        max_context=num_pages * PAGE_SIZE,
-        vocab_size=loaded.vocab_size,
-        eos_token_ids=(),
-        dtype="float32",
-        device="cpu",
-        num_pages=num_pages,
-        page_size=PAGE_SIZE,
-        plan="",
-    )
     return Engine(
-        info,
+        tiny_info(loaded, num_pages),
         SchedulerConfig(max_step_tokens=max_step_tokens, max_running=8),
         prefix_cache(loaded, num_pages, EngineConfig(cache=CacheConfig(page_size=PAGE_SIZE)), streaming),
         ModelRunner(
