@@ -5,7 +5,7 @@
 
 On needle, a haystack of facts is read once per context and task; then every method answers the same questions
 over it, along the right answer, and its tokens are compared with dense decoding's. `long output` rows answer
-question after question in one answer of 2,000 tokens. Times are medians over greedy decode steps after one
+question after question in one answer of 2,000 tokens. Times are means over greedy decode steps after one
 question, all cores, float32. Ratios are speed-ups (above 1: the method is faster); `attention` is the time
 inside the attention of all layers, with choosing and storing. `mass_recall`: attention mass of what was read
 over that of the exact top-k of the same size, where anything is selected. `false_local`: KV heads that
@@ -57,7 +57,7 @@ def measure(session: Session, context: int, found: list[Variant], plan: Plan) ->
     else:
         tallies, prompt = {variant: Tally() for variant in found}, [7] * context
         session.fill_randomly(context)
-    plain = statistics.median(generate_seconds(session, prompt, plan.steps))
+    plain = statistics.fmean(generate_seconds(session, prompt, plan.steps))
     dense = greedy(session, prompt, None, plan.steps)
     yield row("dense", 0, context, dense, dense, plain, Tally(1, 1))
     for variant, tally in tallies.items():
@@ -79,21 +79,27 @@ def row(
     name: str, budget: int, context: int, timed: Steps, dense: Steps, plain: float, tally: Tally
 ) -> dict[str, Any]:
     """One line of the table."""
-    step, attention = statistics.median(timed.seconds), statistics.median(timed.attention)
     return {
         "method": name,
         "context": context,
         "budget": budget,
-        "step_ratio_vs_dense": round(statistics.median(dense.seconds) / step, 2),
-        "step_ratio_vs_generate": round(plain / step, 2),
-        "attention_ratio_vs_dense": round(statistics.median(dense.attention) / attention, 2),
+        "step_ratio_vs_dense": round(dense.step_seconds / timed.step_seconds, 2),
+        "step_ratio_vs_generate": round(plain / timed.step_seconds, 2),
+        "attention_ratio_vs_dense": round(dense.attention_seconds / timed.attention_seconds, 2),
         "kv_read_share": round(timed.usage.kv_read_share if timed.usage else 1.0, 4),
+        "refresh_share": refresh_share(timed),
         "mass_recall": round(mass_recall(tally.caught), 3) if tally.caught else None,
         "false_local": false_local(tally.caught),
         "accuracy_vs_dense": round(tally.right / tally.dense, 3) if tally.dense else None,
         "right": f"{tally.right} : {tally.dense}",
-        "step_ms": round(1000 * step, 2),
+        "step_ms": round(1000 * timed.step_seconds, 2),
     }
+
+
+def refresh_share(timed: Steps) -> float | None:
+    """Of all lists that layers read, those made in that very step; None: the method keeps none."""
+    usage = timed.usage
+    return round(usage.refreshes / usage.layer_steps, 3) if usage and usage.refreshes else None
 
 
 def main(

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -34,6 +35,16 @@ class Steps:
     seconds: list[float] = field(default_factory=list)
     attention: list[float] = field(default_factory=list)
     usage: SelectionUsage | None = None
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a step on average: a method may do its work in some steps and live on it in the others."""
+        return fmean(self.seconds)
+
+    @property
+    def attention_seconds(self) -> float:
+        """The same of attention alone."""
+        return fmean(self.attention)
 
 
 class Session:

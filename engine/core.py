@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 
 from headway.engine.batch import Batch
 from headway.engine.config import SchedulerConfig
@@ -32,6 +33,7 @@ class Engine:
         runner, sampler: what computes logits and tokens.
         recipes: what methods are served; None: dense only.
         routing: what chooses the layers of each request that read everything; None: nothing.
+        clock: seconds; prompts age by it.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Engine:
         sampler: Sampler,
         recipes: Recipes | None = None,
         routing: LayerRouting | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info = info
         self._config = config
@@ -51,6 +54,7 @@ class Engine:
         self._sampler = sampler
         self._recipes = recipes
         self._routing = routing
+        self._clock = clock
         self._scheduler = Scheduler(config, cache)
         self._sequences: dict[str, Sequence] = {}
         self._tokens_per_second = float(config.max_step_tokens)
@@ -74,7 +78,7 @@ class Engine:
         if submit.request_id in self._sequences:
             raise RequestError("a request with this id is running", "request_id")
         decode, prefill = (None, None) if self._recipes is None else self._recipes.methods(submit)
-        sequence = Sequence.from_submit(submit, self.info, decode, prefill)
+        sequence = Sequence.from_submit(submit, self.info, decode, prefill, self._clock())
         self._cache.refuse(sequence)
         self._refuse_if_full(sequence)
         if self._routing is not None:
@@ -94,12 +98,12 @@ class Engine:
         Raises:
             EngineDead: the accelerator is lost.
         """
-        began = time.monotonic()
+        began = self._clock()
         batch = self._scheduler.schedule()
         logits = run(self._runner, batch)
         outcomes = sample(self._sampler, batch, logits)
         events = self._commit(batch, outcomes)
-        self._measure(batch, time.monotonic() - began)
+        self._measure(batch, self._clock() - began)
         return events
 
     def stats(self) -> Stats:

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import time
 from dataclasses import dataclass, field
 
 from headway.engine.errors import ContextTooLong, RequestError
@@ -24,6 +23,7 @@ class Sequence:
         streaming_pages: the same for heads that stream, where these have pages of their own.
         cached: prompt tokens that the first admission found in the prefix cache; -1 before admission.
         rope_length: length that length-dependent RoPE is fixed at, chosen at admission.
+        arrival: when it came, in seconds: a prompt gains on shorter ones by waiting.
         digests: what the prefix cache knows the sequence's full pages by, in order.
         prompt_logprobs: the prompt's scores so far, if asked for; the first token has none.
         decode: what selects for its decode steps; None: they are dense.
@@ -40,7 +40,7 @@ class Sequence:
     tokens: list[int]
     max_tokens: int
     rope_length: int
-    arrival: float = field(default_factory=time.monotonic)
+    arrival: float = 0.0
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     streaming_pages: list[int] = field(default_factory=list)
@@ -62,6 +62,7 @@ class Sequence:
         info: ModelInfo,
         decode: AnyMethod | None = None,
         prefill: prefill_methods.AnyMethod | None = None,
+        arrival: float = 0.0,
     ) -> "Sequence":
         """Check a request against the model's limits and make its sequence.
 
@@ -73,7 +74,7 @@ class Sequence:
         room = info.max_context - len(submit.prompt)
         max_tokens = room if submit.sampling.max_tokens is None else submit.sampling.max_tokens
         length = len(submit.prompt) + max_tokens
-        sequence = cls(submit, list(submit.prompt), max_tokens, rope_length=length, decode=decode)
+        sequence = cls(submit, list(submit.prompt), max_tokens, length, arrival, decode=decode)
         if prefill is not None and _selects(prefill, submit):
             sequence.prefill, sequence.granule = prefill, granule_of(prefill, info.page_size)
         return sequence

@@ -1,6 +1,7 @@
 """A model double whose logits depend on every token, position and page, so that any mix-up changes them."""
 
 import hashlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,9 @@ def make_engine(
         streaming=streaming,
     )
     choice = Choice(DECODE if streaming_pages else None)
-    return Engine(_info(num_pages, page_size), config, cache, runner, Sampler(VOCAB, (EOS,)), choice), runner
+    info, sampler = _info(num_pages, page_size), Sampler(VOCAB, (EOS,))
+    clock = itertools.count(step=0.001).__next__  # by the real one, examples would differ when run again
+    return Engine(info, config, cache, runner, sampler, choice, clock=clock), runner
 
 
 def _info(num_pages: int, page_size: int) -> ModelInfo:
