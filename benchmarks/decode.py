@@ -7,9 +7,11 @@ On needle, a haystack of facts is read once per context and task; then every met
 over it, along the right answer, and its tokens are compared with dense decoding's. `long output` rows answer
 question after question in one answer of 2,000 tokens. Times are means over greedy decode steps after one
 question, all cores, float32. Ratios are speed-ups (above 1: the method is faster); `attention` is the time
-inside the attention of all layers, with choosing and storing. `mass_recall`: attention mass of what was read
-over that of the exact top-k of the same size, where anything is selected. `false_local`: KV heads that
-adaptive took for local though less than its threshold of their attention was near, of all it took for local.
+inside the attention of all layers, with choosing and storing. `refresh_share`: of the lists that were read,
+those made in that very step. `mass_recall`: attention mass of what was read over that of the exact top-k of
+the same size, where anything is selected. `false_local`: KV heads that adaptive took for local though less
+than its threshold of their attention was near, of all it took for local. With `--peer-seconds`, OpenVINO
+GenAI decodes densely behind the same prompt, with needle's own weights, in a process of its own.
 
 `--model llama-1b` times a model of that shape with random weights over random KV; its answers mean nothing.
 """
@@ -26,6 +28,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import openvino_runs
 from benchmarks.decode_cases import (
     SEES_ALL_CONTEXT,
     Plan,
@@ -48,6 +51,8 @@ from headway.engine.sidecars import Sidecar
 
 ROOM = 4096
 """Tokens kept free behind a document for questions and answers."""
+OPENVINO_KV = ("f32", "u8")
+"""Precisions of its KV cache; u8 is its own choice."""
 
 
 def measure(session: Session, context: int, found: list[Variant], plan: Plan) -> Iterator[dict[str, Any]]:
@@ -60,6 +65,8 @@ def measure(session: Session, context: int, found: list[Variant], plan: Plan) ->
     plain = statistics.fmean(generate_seconds(session, prompt, plan.steps))
     dense = greedy(session, prompt, None, plan.steps)
     yield row("dense", 0, context, dense, dense, plain, Tally(1, 1))
+    for kv in OPENVINO_KV if plan.tasks and plan.peer_seconds else ():
+        yield from openvino(kv, context, prompt, dense, plan)
     for variant, tally in tallies.items():
         if not (variant.method.sees_all and context > SEES_ALL_CONTEXT):
             timed = greedy(session, prompt, variant.method, plan.steps)
@@ -73,6 +80,19 @@ def measure(session: Session, context: int, found: list[Variant], plan: Plan) ->
                 "accuracy_vs_dense": round(tally.right / tally.dense, 3) if tally.dense else None,
                 "right": f"{tally.right} : {tally.dense}",
             }
+
+
+def openvino(kv: str, context: int, prompt: list[int], dense: Steps, plan: Plan) -> Iterator[dict[str, Any]]:
+    """OpenVINO GenAI's dense decoding behind the same prompt, which it reads sparsely: that is faster."""
+    haystacks = [(prompt[:-1], [(prompt[-1:], [])])]
+    for line in openvino_runs.run("trishape", haystacks, plan.peer_seconds, steps=plan.steps, kv=kv):
+        yield {
+            "method": f"openvino, {kv} KV",
+            "context": context,
+            "budget": 0,
+            "step_ratio_vs_dense": round(dense.step_seconds / line["step_seconds"], 2),
+            "step_ms": round(1000 * line["step_seconds"], 2),
+        }
 
 
 def row(
@@ -119,14 +139,20 @@ def main(
     dense_up_to: Annotated[
         int, typer.Option(help="Longer haystacks are read through a window, as in needle's training.")
     ] = 32_768,
+    peer_seconds: Annotated[
+        float, typer.Option(min=0, help="Time for each run of OpenVINO GenAI; 0: without it.")
+    ] = 0.0,
 ) -> None:
     """Measure and print the table."""
+    peer_seconds = openvino_runs.affordable(peer_seconds)
     contexts = context or ([8192, 32_768] if quick else [8192, 32_768, 131_072])
     budgets = budget or ([512] if quick else [512, 2048])
     names = method or [name for name in decode.names() if name != "dense"]
-    plan = Plan(task or ["some_keys", "many_keys", "key_value"], count, steps, long_output, dense_up_to)
+    plan = Plan(
+        task or ["some_keys", "many_keys", "key_value"], count, steps, long_output, dense_up_to, peer_seconds
+    )
     if quick:
-        plan = Plan(["key_value"], 6, 16, 0, dense_up_to=0)
+        plan = Plan(["key_value"], 6, 16, 0, 0)
     if model != "needle":
         plan = Plan([], 0, steps, 0, 0)
     with tempfile.TemporaryDirectory() as scratch:

@@ -111,6 +111,7 @@ class Plan:
         steps: timed decode steps.
         long_output: decode steps of the long answer; 0: none.
         dense_up_to: haystacks of more tokens are read through a window.
+        peer_seconds: time for each run of OpenVINO GenAI.
     """
 
     tasks: list[str]
@@ -118,6 +119,7 @@ class Plan:
     steps: int
     long_output: int
     dense_up_to: int
+    peer_seconds: float = 0.0
 
 
 def read(session: Session, prefix: list[int], plan: Plan) -> None:

@@ -22,12 +22,9 @@ needle's own weights, in a process of its own.
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +33,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import openvino_runs
 from benchmarks.decode_session import PAGE_SIZE
 from benchmarks.prefill_cases import (
     Document,
@@ -85,19 +83,7 @@ def measure(
 def openvino(mode: str, found: list[Document], limit: float, answers: bool) -> Reader:
     """What OpenVINO GenAI makes of the same haystacks within `limit` seconds."""
     item = Reader(f"openvino {mode}")
-    job = {
-        "threads": torch.get_num_threads(),
-        "haystacks": [[prefix, tails] for _, prefix, tails in found],
-    }
-    command = [sys.executable, "-m", "benchmarks.openvino_peer", mode]
-    try:
-        done = subprocess.run(command, input=json.dumps(job).encode(), capture_output=True, timeout=limit)
-        output, failed = done.stdout, done.stderr.decode() if done.returncode else ""
-    except subprocess.TimeoutExpired as expired:
-        output, failed = expired.stdout or b"", f"stopped after {limit:g} s"
-    if failed:
-        typer.echo(f"{item.name}: {failed}", err=True)
-    lines = [json.loads(line) for line in output.splitlines() if line.startswith(b'{"seconds"')]
+    lines = openvino_runs.run(mode, [(prefix, tails) for _, prefix, tails in found], limit)
     for (task, _, _), line in zip(found, lines, strict=False):
         item.seconds.append(line["seconds"])
         if answers and len(lines) == len(found):
@@ -174,9 +160,7 @@ def main(
         plan, peer_seconds = Plan(["key_value"], 6, 1, 8192, 2, 1), 0.0
     if model != "needle":
         plan, peer_seconds = Plan([], 0, 0, 0, sampled, rounds), 0.0
-    if peer_seconds and not (find_spec("openvino_genai") and find_spec("gguf")):
-        typer.echo("OpenVINO GenAI is left out: it is not installed (pip install 'headway[bench]')", err=True)
-        peer_seconds = 0.0
+    peer_seconds = openvino_runs.affordable(peer_seconds)
     with tempfile.TemporaryDirectory() as scratch:
         loaded = load(ModelConfig(name=str(model_folder(model, Path(scratch))), dtype="float32"))
     methods = [item for name in names if (item := reader(name, loaded, PAGE_SIZE))]

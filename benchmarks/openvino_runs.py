@@ -1,0 +1,36 @@
+"""Runs of OpenVINO GenAI in a process of their own, if it is installed."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import typer
+
+from headway.engine.needle.tasks import Tail
+
+Haystacks = list[tuple[list[int], list[Tail]]]
+
+
+def affordable(seconds: float) -> float:
+    """The seconds that runs may take; 0 where it is not installed."""
+    if seconds and not (find_spec("openvino_genai") and find_spec("gguf")):
+        typer.echo("OpenVINO GenAI is left out: it is not installed (pip install 'headway[bench]')", err=True)
+        return 0.0
+    return seconds
+
+
+def run(mode: str, haystacks: Haystacks, limit: float, **job: Any) -> list[dict[str, Any]]:
+    """What `benchmarks.openvino_peer` says of these haystacks, or of those read within `limit` seconds."""
+    job |= {"threads": torch.get_num_threads(), "haystacks": haystacks}
+    command = [sys.executable, "-m", "benchmarks.openvino_peer", mode]
+    try:
+        done = subprocess.run(command, input=json.dumps(job).encode(), capture_output=True, timeout=limit)
+        output, failed = done.stdout, done.stderr.decode() if done.returncode else ""
+    except subprocess.TimeoutExpired as expired:
+        output, failed = expired.stdout or b"", f"stopped after {limit:g} s"
+    if failed:
+        typer.echo(f"openvino {mode}: {failed}", err=True)
+    return [json.loads(line) for line in output.splitlines() if line.startswith(b'{"seconds"')]
