@@ -41,6 +41,8 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
         separator=rng.choice(("\n", " ", "\n\n")),
         restate=rng.choice((0.0, 0.0, 0.3)),
         distant=0.4 if length >= 1024 else 0.0,
+        # Long haystacks are few: each shall be asked about in many ways.
+        wordings=5 if length >= LONG and rng.random() < 0.7 else 0,
     )
     if length >= 2048 and rng.random() < 0.25:
         # All keys there are, and prose that is full of the same words.
@@ -55,17 +57,17 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
     if spec.needles == "line" and spec.separator == " ":
         spec = replace(spec, separator="\n")
     # The harder tasks are learned where they are dense and cheap: on short haystacks.
-    hard = 0.08 if length <= 1024 else 0.04
+    chains, values, queries = (0.1, 0.1, 0.3) if length <= 2048 else (0.05, 0.05, 0.1)
     u = rng.random()
-    if u < hard:
-        chains = rng.choice((1, 1, 2, 4, 8, 16))
+    if u < chains:
+        count = rng.choice((1, 1, 2, 4, 8, 16))
         filler = rng.choice(FILLERS) if spec.filler == "none" else spec.filler  # chains alone fill nothing
-        return "vt", replace(spec, hops=rng.randint(1, 4), count=chains, separator="\n", filler=filler)
+        return "vt", replace(spec, hops=rng.randint(1, 4), count=count, separator="\n", filler=filler)
     # Which value of a key came first is known to haystack tokens that see the others: not through a window.
-    if u < 2 * hard and length < LONG:
+    if u < chains + values and length < LONG:
         keys = rng.choice(("noun", "pair"))
         return "many values", replace(spec, values_per_key=rng.randint(2, 4), keys=keys)
-    if u < 3 * hard:
+    if u < chains + values + queries:
         return "many queries", replace(spec, queries=rng.randint(2, 4), keys=rng.choice(("noun", "pair")))
     u = rng.random()
     if u < 0.3:

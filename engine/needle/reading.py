@@ -12,7 +12,7 @@ from torch import Tensor
 from headway.engine.needle.coding import Coder
 from headway.engine.needle.mix import Batch, draw
 from headway.engine.needle.model import CHUNK, SINK, Attend, Layer, Needle, dense, windowed
-from headway.engine.needle.tasks import make, split
+from headway.engine.needle.tasks import Tail, make, split
 
 END = 4 * CHUNK
 """Tokens at a haystack's end that layers which look no farther see."""
@@ -38,13 +38,15 @@ def reading(rng: Random, coder: Coder, length: int, tokens: int) -> Reading:
             rows.pop()
         if rows:
             break
-    ids = [i for ask, answer in rows for i in ask + answer]
-    owner = [o for row, (ask, answer) in enumerate(rows) for o in [-1] * len(ask) + [row] * len(answer)]
-    positions = [len(prefix) + i for ask, answer in rows for i in range(len(ask) + len(answer))]
-    questions = Batch(
-        torch.tensor([ids]), torch.tensor([positions]), torch.tensor([owner]), [family] * len(rows)
-    )
-    return Reading(torch.tensor([prefix]), questions)
+    return Reading(torch.tensor([prefix]), line_up(len(prefix), rows, family))
+
+
+def line_up(length: int, tails: list[Tail], family: str = "") -> Batch:
+    """Questions with their answers as one row, each of them at the position behind `length` tokens."""
+    ids = [i for ask, answer in tails for i in ask + answer]
+    owner = [o for row, (ask, answer) in enumerate(tails) for o in [-1] * len(ask) + [row] * len(answer)]
+    positions = [length + i for ask, answer in tails for i in range(len(ask) + len(answer))]
+    return Batch(torch.tensor([ids]), torch.tensor([positions]), torch.tensor([owner]), [family] * len(tails))
 
 
 def read(model: Needle, ids: Tensor, far: Collection[int]) -> list[tuple[Tensor, Tensor]]:
@@ -56,7 +58,7 @@ def read(model: Needle, ids: Tensor, far: Collection[int]) -> list[tuple[Tensor,
     n = ids.shape[1]
     ends = torch.cat((torch.arange(SINK), torch.arange(max(SINK, n - END), n)))
     kept: list[tuple[Tensor, Tensor]] = []
-    surroundings = windowed(n // CHUNK * CHUNK)
+    surroundings = windowed(n // CHUNK * CHUNK) if n >= CHUNK else dense
     cos, sin = model.rope(torch.arange(n)[None])
     x = model.embed_tokens(ids)
     for number, layer in enumerate(cast(list[Layer], model.layers)):

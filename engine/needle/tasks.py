@@ -37,7 +37,12 @@ Tail = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Spec:
-    """What to generate. `count` is the number of keys, or None for as many as `density` of the room holds."""
+    """What to generate.
+
+    Attributes:
+        count: keys, or None for as many as `density` of the room holds.
+        wordings: needle and question templates of one sample; 0: one or three.
+    """
 
     keys: str = "noun"
     needles: str = "line"
@@ -54,6 +59,7 @@ class Spec:
     digits: int | None = None
     restate: float = 0.0
     distant: float = 0.0
+    wordings: int = 0
 
 
 def _answer(values: list[str]) -> Pieces:
@@ -66,7 +72,8 @@ def _answer(values: list[str]) -> Pieces:
 def _named(pairs: list[tuple[Pieces, str]]) -> Pieces:
     out: Pieces = []
     for k, value in pairs:
-        out += [*([",", *lead(k)] if out else k), ":", *lead([value])]
+        # What opens the answer costs no thought, and every key is the token that the question has.
+        out += ["," if out else "For", *lead(k), ":", *lead([value])]
     return out
 
 
@@ -91,11 +98,15 @@ def _styles(rng: Random, spec: Spec) -> tuple[list[str], list[str], str]:
         needles = rng.sample(phrases.SENTENCES, 1 if rng.random() < 0.6 else 3)
     if spec.needles == "ruler":
         needles, kind = phrases.SENTENCES[:1], "special magic number"
+    if spec.wordings:
+        needles = rng.sample(phrases.LINES if spec.needles == "line" else phrases.SENTENCES, spec.wordings)
     if asks is None:
         source = phrases.QUESTIONS if spec.values_per_key * spec.queries == 1 else phrases.MANY_QUESTIONS
         asks = rng.sample(source, 1 if rng.random() < 0.5 else 3)
         if source is phrases.QUESTIONS and rng.random() < spec.distant:
             asks = rng.sample(phrases.DISTANT_QUESTIONS, 1)
+        elif spec.wordings:
+            asks = rng.sample(source, spec.wordings)
     if any("special magic" in n for n in needles) and rng.random() < 0.8:
         kind = "special magic number"
     return [n.replace("{t}", kind) for n in needles], [a.replace("{t}", kind) for a in asks], kind

@@ -22,14 +22,11 @@ from headway.engine.needle.model import Needle, Shape
 from headway.engine.needle.optim import Muon
 from headway.engine.needle.reading import Reading, answer, read, reading
 
-SHARES = [0, 0, 6, 8, 10, 14, 14, 20, 14, 9, 3, 2]
+SHARES = [0, 0, 15, 17, 14, 8, 6, 7, 8, 10, 10, 5]
 """Shares of LENGTHS in the steps once long haystacks are reached."""
 
 QUESTIONS = 1536
 """Tokens of questions and answers about one long haystack."""
-
-GRADIENTS = 32_768
-"""Up to this length gradients reach the haystack's keys; beyond it, memory would not hold them."""
 
 
 def loss_and_hits(model: Needle, b: Batch, hidden: Tensor) -> tuple[Tensor, dict[str, list[int]]]:
@@ -146,8 +143,7 @@ class Run:
 
     def answer(self, r: Reading) -> Tensor:
         """Hidden states of the questions about a long haystack."""
-        with torch.set_grad_enabled(r.ids.shape[1] <= GRADIENTS):
-            kept = read(self.model, r.ids, self.args.far or range(self.args.layers))
+        kept = read(self.model, r.ids, self.args.far or range(self.args.layers))
         return answer(self.model, kept, r.questions)
 
     def update(self, loss: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The shipped weights: small, loadable by name, and right about facts in 2,048 tokens."""
+"""The shipped weights: small, loadable by name, and right about facts in 2,048 to 32,768 tokens."""
 
 from pathlib import Path
 
@@ -9,9 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from headway.engine.needle import WEIGHTS
 from headway.engine.needle.coding import Coder
-from headway.engine.needle.evaluate import evaluate, load
-from headway.engine.needle.export import shape_of
-from headway.engine.needle.model import Needle
+from headway.engine.needle.evaluate import evaluate, haystack
+from headway.engine.needle.verdicts import dense, far, load, trainable
 
 DIARY = """\
 We left the coast before sunrise because my sister wanted to see the market while the boats were still coming.
@@ -57,9 +56,7 @@ def test_shape_is_what_the_methods_need(model: PreTrainedModel) -> None:
 
 
 def test_training_model_equals_the_shipped_one(model: PreTrainedModel) -> None:
-    state = {n.removeprefix("model."): p for n, p in model.state_dict().items() if n != "lm_head.weight"}
-    ours = Needle(shape_of(state))
-    ours.load_state_dict(state)
+    ours = trainable(model)
     ids = torch.arange(5, 205)[None]
     with torch.inference_mode():
         expected = model(ids).logits
@@ -70,8 +67,30 @@ def test_training_model_equals_the_shipped_one(model: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("task", ["single", "many_keys", "key_value"])
 def test_finds_facts_in_2048_tokens(model: PreTrainedModel, task: str) -> None:
-    score = evaluate(model, Coder(), task, 2048, haystacks=4, questions=8, seed=11)
+    score = evaluate(dense(model), Coder(), task, 2048, haystacks=4, questions=8, seed=11)
     assert score.right / score.n >= 0.9, score
+
+
+@pytest.mark.parametrize("task", ["some_keys", "many_keys", "key_value"])
+def test_finds_facts_in_4096_tokens_and_linear_reading_agrees(model: PreTrainedModel, task: str) -> None:
+    text, tails = haystack(Coder(), task, 4096, index=0, questions=24, seed=11)
+    densely, linearly = dense(model)(text, tails), far(model, [2])(text, tails)
+    assert sum(densely) >= 0.85 * len(tails)
+    assert sum(a == b for a, b in zip(densely, linearly, strict=True)) >= 0.9 * len(tails)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["some_keys", "many_keys", "key_value"])
+def test_finds_facts_in_32768_tokens(model: PreTrainedModel, task: str) -> None:
+    score = evaluate(far(model, [2]), Coder(), task, 32768, haystacks=6, questions=12, seed=11)
+    assert score.right / score.n >= 0.75, score
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_finds_facts_in_32768_tokens_read_densely(model: PreTrainedModel) -> None:
+    score = evaluate(dense(model), Coder(), "some_keys", 32768, haystacks=1, questions=24, seed=11)
+    assert score.right / score.n >= 0.75, score
 
 
 @pytest.mark.parametrize(
