@@ -4,6 +4,7 @@ Measured on Zen 3, one thread: a product of 4 x 32 by 32 x N reads rows at 16 GB
 6 from memory, and each further call costs as much as 64 KiB; hence `cpu_schedule`.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from headway.kernels.paged_attention.plan import AttentionPlan
 from headway.kernels.unit_scores import Reduction
 from headway.kernels.unit_scores.cpu_schedule import Run, Schedule, ShortRows, Tile, schedule, short_rows
 
+LARGE = 1024 * 1024  # numbers of a table's rows that do not stay in the CPU's cache
 MINUS_INFINITY = float("-inf")
 UNREAD = torch.zeros(1, 1, 1)  # where beta is 0; a product that takes alpha saves the call that scales
 
@@ -65,14 +67,22 @@ def _score_one_by_one(
     """groups `[B, Hkv, G, D]` -> `[wanted, Hkv, G, N]`; pages that a sequence does not have are unwritten."""
     only = way.pieces[wanted[0]] if len(wanted) == 1 else []
     if len(only) == 1 and only[0].units == way.width:
-        rows = _rows(table, only[0])
-        return torch.baddbmm(UNREAD, groups[wanted[0]], rows, beta=0, alpha=scale).unsqueeze(0)
+        return _product(groups[wanted[0]], _rows(table, only[0]), scale).unsqueeze(0)
     scores = torch.empty(len(wanted), *groups.shape[1:3], way.width)
     for row, b in enumerate(wanted):
         for piece in way.pieces[b]:
-            into = scores[row].narrow(2, piece.first, piece.units)
-            torch.baddbmm(UNREAD, groups[b], _rows(table, piece), beta=0, alpha=scale, out=into)
+            _product(groups[b], _rows(table, piece), scale, scores[row].narrow(2, piece.first, piece.units))
     return scores
+
+
+def _product(queries: Tensor, rows: Tensor, scale: float, into: Tensor | None = None) -> Tensor:
+    """queries `[Hkv, G, D]` and rows `[Hkv, D, N]` -> `[Hkv, G, N]`."""
+    if queries.shape[1] > 1 or rows.numel() < LARGE:
+        return torch.baddbmm(UNREAD, queries, rows, beta=0, alpha=scale, out=into)
+    # NumPy reads them in memory's order, as fast as a sum does; a product of one row, at a third of that.
+    alone = np.einsum("hd,hdn->hn", (queries[:, 0] * scale).numpy(), rows.numpy())
+    scores = torch.from_numpy(alone).unsqueeze(1)
+    return scores if into is None else into.copy_(scores)
 
 
 def _rows(table: Tensor, piece: Run | Tile) -> Tensor:

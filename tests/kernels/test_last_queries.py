@@ -65,6 +65,20 @@ def test_hostile_scores_lose_no_mass(size):
         torch.testing.assert_close(sums.sum(1), torch.full((4,), 8.0))
 
 
+@pytest.mark.parametrize("has_sinks", [False, True])
+@pytest.mark.parametrize("softcap", [None, 400.0])
+@pytest.mark.parametrize("far", [60.0, 90.0, 300.0])
+def test_rows_of_far_apart_levels(far, softcap, has_sinks):
+    """Scores of whose powers fp32 has some, and others that it has none of, high ones and low ones."""
+    batch = make_batch([(9, 70)], heads=(4, 2))
+    batch.query[..., -1] = torch.linspace(-far, far, 36).view(9, 4) / 0.2
+    batch.key_cache[..., -1] = 1.0
+    for keys in batch.keys:
+        keys[..., -1] = 1.0
+    sinks = torch.tensor([-far, 0.0, 1.0, far]) if has_sinks else None
+    check(last_queries, batch, 9, atol=1e-4, softcap=softcap, sinks=sinks)
+
+
 QUERY, CACHE = torch.zeros(3, 4, 8), torch.zeros(4, 4, 2, 8)
 ONE = plan([3], [9], [[0, 3, 1]], 4, "cpu")
 
