@@ -8,7 +8,9 @@ with an exact top-k. A list may serve further steps until the query, averaged ov
 
 Measured on needle at 32,768 tokens of nothing but facts, budget 512: of 37 answers that dense decoding
 gave, runs of 8, 16, 32 and 64 with a shortlist of 4,096 tokens kept 37, 31, 20 and 12; without exact
-scores, reading all 4,096 tokens of the shortlist, runs of 8 kept 37 and runs of 16 kept 32.
+scores, reading all 4,096 tokens of the shortlist, runs of 8 kept 37 and runs of 16 kept 32. With bounds
+of the mean of a group's queries, whose product reads memory as fast as a sum does, instead of the best of
+them, all 91 of 91 answers stayed (six haystacks), and 99 % of the mass that lists catch (at 8,192).
 """
 
 from typing import Literal
@@ -16,6 +18,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode.base import RunMethod, RunSettings
 from headway.engine.selection import refresh, token_list
 from headway.engine.selection.decode_selection import DecodeSelection
@@ -32,6 +35,9 @@ class Settings(RunSettings):
     budget: Positive = Field(1024, description="Tokens a KV head reads in a step, sinks and window included.")
     shortlist: Positive = Field(4096, description="Tokens whose exact scores are looked at.")
     unit: Positive = Field(8, description="Tokens that one bound stands for; at most a page.")
+    probe: Literal["mean", "each"] = Field(
+        "mean", description="Bounds are of the mean of a group's queries, or of each of them: slower."
+    )
     similarity: float = Field(
         1.0, ge=-1, le=1, description="Cosine of two queries above which a list is kept; 1: never."
     )
@@ -41,6 +47,13 @@ class Method(RunMethod[Settings]):
     """Tokens, one list per KV head."""
 
     kind = "bounds"
+
+    def layer_bytes(self, spec: LayerSpec, context: int) -> int:
+        """Lists that are kept, and the query that they were made for."""
+        if self.settings.similarity >= 1:
+            return 0
+        lists = token_list.list_bytes(self.settings, spec.num_kv_heads, context)
+        return lists + refresh.query_bytes(spec.key_dim)
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """A new list where the query has turned, the old one with what is newer elsewhere."""
@@ -59,5 +72,8 @@ class Method(RunMethod[Settings]):
         return token_list.within_budget(layer, self.settings)
 
     def _ranked(self, query: Tensor, layer: LayerView) -> tuple[DecodeSelection, Tensor]:
-        bounds, unit = self.scores(bound_query(query), layer)
+        probe = query
+        if self.settings.probe == "mean":
+            probe = query.reshape(len(query), layer.spec.num_kv_heads, -1, query.shape[2]).mean(2)
+        bounds, unit = self.scores(bound_query(probe), layer)
         return shortlisted(query, bounds, layer, self.settings, unit, self.settings.shortlist)
