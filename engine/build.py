@@ -45,7 +45,7 @@ def build(config: EngineConfig) -> Engine:
     layout = cache_layout(routes, loaded.specs, loaded.device, drop)
     in_cache = None if routes is None else routes.moved_last(layout.sorted)
     recipes = Recipes(config.recipe, loaded.specs, config.cache.page_size, room, in_cache)
-    plan = plan_memory(loaded, config, layout, recipes.sidecars, routes, recipes.dense_below)
+    plan = plan_memory(loaded, config, layout, recipes, routes)
     kv_cache = KVCache(
         layout.specs, plan.num_pages, plan.page_size, loaded.dtype, loaded.device, recipes.sidecars
     )

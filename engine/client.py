@@ -14,10 +14,18 @@ class EngineClient(Protocol):
     def generate(self, submit: Submit) -> AsyncGenerator[RequestEvent, None]:
         """Submit a request and yield its events until it ends (write it as an async generator).
 
-        Closing the iterator early (a client that left, a stop string that matched) aborts the request.
+        Closing the iterator early, when a client has left, aborts the request.
 
         Raises:
             RequestError, QueueFull, RequestFailed, EngineDead: on the first or any later event.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request whose events are being read, when a stop string has matched: its last event follows.
+
+        Raises:
+            EngineDead: nobody is there to end it.
         """
         ...
 

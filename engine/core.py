@@ -4,6 +4,8 @@ import math
 import time
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from headway.engine.batch import Batch
 from headway.engine.config import SchedulerConfig
 from headway.engine.errors import HeadwayError, QueueFull, RequestError, RequestFailed
@@ -86,11 +88,13 @@ class Engine:
         self._scheduler.add(sequence)
         self._sequences[submit.request_id] = sequence
 
-    def abort(self, request_id: str) -> None:
-        """Drop a request; its finished pages stay cached. Unknown ids are ignored."""
+    def abort(self, request_id: str) -> Tokens | None:
+        """Drop a request; its finished pages stay cached. Returns its last event; None: the id is unknown."""
         sequence = self._sequences.get(request_id)
-        if sequence is not None:
-            self._end(sequence)
+        if sequence is None:
+            return None
+        sequence.finish_reason = "abort"
+        return self._last(sequence, Tokens(request_id=request_id, token_ids=[]))
 
     def step(self) -> list[RequestEvent]:
         """Run one batch; returns what became of its requests.
@@ -108,7 +112,7 @@ class Engine:
 
     def stats(self) -> Stats:
         """Counters since start and gauges of this moment."""
-        waiting = self._scheduler.waiting
+        waiting, streaming = self._scheduler.waiting, self._cache.streaming_pool
         return Stats(
             running=len(self._scheduler.running),
             waiting=len(waiting),
@@ -117,6 +121,10 @@ class Engine:
             pages_free=self._cache.free,
             pages_cached=self._cache.idle,
             pages_used=self._cache.used,
+            streaming_pages_total=streaming.num_pages,
+            streaming_pages_free=streaming.free,
+            streaming_pages_cached=streaming.idle,
+            streaming_pages_used=streaming.used,
             steps_total=self._steps,
             prompt_tokens_total=self._prompt_tokens,
             cached_tokens_total=self._cached_tokens,
@@ -185,20 +193,25 @@ class Engine:
             sequence.finish_reason = "stop"
         elif sequence.num_generated == sequence.max_tokens:
             sequence.finish_reason = "length"
-        ends = sequence.finish_reason is not None
-        selection = self._end(sequence) if ends else None
         scored = first and params.prompt_logprobs is not None
-        return Tokens(
+        event = Tokens(
             request_id=sequence.request_id,
             token_ids=[drawn.token],
             logprobs=None if drawn.logprob is None else [drawn.logprob],
             prompt_logprobs=sequence.prompt_logprobs if scored else None,
             cached_tokens=sequence.cached if first else 0,
-            finish_reason=sequence.finish_reason,
             stop_token=drawn.token if stops else None,
-            selection=selection,
-            prefill=sequence.prefill_usage() if ends else None,
-            full_layers=sequence.full_layers if ends else None,
+        )
+        return event if sequence.finish_reason is None else self._last(sequence, event)
+
+    def _last(self, sequence: Sequence, event: Tokens) -> Tokens:
+        """The event as that of a request that ends with it."""
+        return replace(
+            event,
+            finish_reason=sequence.finish_reason,
+            selection=self._end(sequence),
+            prefill=sequence.prefill_usage(),
+            full_layers=sequence.full_layers,
         )
 
     def _fail(self, sequence: Sequence, error: HeadwayError) -> RequestEvent:

@@ -30,22 +30,36 @@ def serve(engine: Engine, link: Link) -> None:
         EngineDead: the accelerator is lost.
         RuntimeError: pages are still in use although no request is left.
     """
-    next_heartbeat = 0.0
+    pulse = _Pulse(engine, link)
     while True:
         for message in link.receive(0.0 if engine.busy else HEARTBEAT_SECONDS):
             if isinstance(message, Shutdown):
                 return
             if isinstance(message, Abort):
-                engine.abort(message.request_id)
+                if (last := engine.abort(message.request_id)) is not None:
+                    link.send([last])
             else:
                 _submit(engine, message, link)
+                pulse.beat()  # a router looks at prompts as they come: many take longer than a step
         if engine.busy:
             link.send(list(engine.step()))
         elif engine.stats().pages_used:
             raise RuntimeError("pages are in use although no request is left")
-        if time.monotonic() >= next_heartbeat:
-            link.send([Heartbeat(engine.stats())])
-            next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+        pulse.beat()
+
+
+class _Pulse:
+    """The engine's heartbeats, no two of them closer than `HEARTBEAT_SECONDS`."""
+
+    def __init__(self, engine: Engine, link: Link) -> None:
+        self._engine, self._link = engine, link
+        self._next = 0.0
+
+    def beat(self) -> None:
+        """Send one if it is time for it."""
+        if time.monotonic() >= self._next:
+            self._link.send([Heartbeat(self._engine.stats())])
+            self._next = time.monotonic() + HEARTBEAT_SECONDS
 
 
 def _submit(engine: Engine, submit: Submit, link: Link) -> None:

@@ -71,6 +71,10 @@ class MailboxClient(ABC):
                 with contextlib.suppress(EngineDead):
                     self._send(Abort(submit.request_id))
 
+    def abort(self, request_id: str) -> None:
+        """End a request whose events are being read: its last event follows."""
+        self._send(Abort(request_id))
+
     def stats(self) -> Stats:
         """The newest counters and gauges; no round trip."""
         return self._stats

@@ -1,6 +1,5 @@
 """MemoryPlan: how many pages fit, and the longest prompt that really does."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +11,10 @@ from headway.engine.config import EngineConfig
 from headway.engine.device_memory import device_memory
 from headway.engine.errors import ConfigError
 from headway.engine.loaded import LoadedModel
+from headway.engine.recipes import Recipes
 from headway.engine.scheduler import SCORED_ROWS
 from headway.engine.selection.head_route import HeadRoutes
-from headway.engine.sidecars import Sidecar, sidecar_bytes
+from headway.engine.sidecars import sidecar_bytes
 from headway.engine.streaming_pages import REUSE_TOKENS, StreamingNeeds, most_pages
 
 GIB = 2**30
@@ -24,6 +24,8 @@ DOCUMENT = 32_768
 """Tokens of what is called a document."""
 COPIES_OF_LOGITS = 3
 """The model's logits, the sampler's copy, and its sorted or exponentiated one."""
+COPIES_OF_STATES = 2
+"""What a step has begun with is there until it has succeeded; and a group of requests changes by copying."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,7 @@ class Needs:
         sidecars: the sidecars of one page.
         activations: the measured peak of one chunk of `chunk` tokens over `chunk_context` cached ones.
         logits: rows of logits of one step, with what sampling makes of them.
+        states: what decode methods remember of as many requests as may run.
         streaming: pages of heads that stream; None: these lie in the others.
     """
 
@@ -43,6 +46,7 @@ class Needs:
     sidecars: int
     activations: int
     logits: int
+    states: int
     chunk: int
     chunk_context: int
     streaming: StreamingNeeds | None = None
@@ -83,6 +87,7 @@ class MemoryPlan:
                 f"activations   {_size(needs.activations)}, measured: {needs.chunk} tokens over "
                 f"{needs.chunk_context} cached ones",
                 f"logits        {_size(needs.logits)}",
+                *self._state_line(),
                 f"KV pages      {_size(self.num_pages * needs.page)}: {self.num_pages} pages of "
                 f"{self.page_size} tokens, {_size(round(per_token))} a token",
                 *self._sidecar_line(),
@@ -91,6 +96,10 @@ class MemoryPlan:
                 f"documents of 32k tokens held at once: {documents}",
             )
         )
+
+    def _state_line(self) -> list[str]:
+        size = self.needs.states
+        return [f"states        {_size(size)}: what decode methods remember of requests"] if size else []
 
     def _sidecar_line(self) -> list[str]:
         size = self.num_pages * self.needs.sidecars
@@ -110,15 +119,14 @@ def plan_memory(
     loaded: LoadedModel,
     config: EngineConfig,
     layout: CacheLayout,
-    sidecars: Collection[Sidecar] = (),
+    recipes: Recipes,
     routes: HeadRoutes | None = None,
-    dense_below: int = 0,
 ) -> MemoryPlan:
     """Measure what the loaded model needs on its device and divide the memory.
 
     Args:
+        recipes: what is served, and what it keeps beside the pages.
         routes: which heads stream; None: none.
-        dense_below: tokens up to which requests may have all heads read everything.
 
     Raises:
         ConfigError: the memory does not hold what the configuration asks for, with what to lower.
@@ -126,7 +134,7 @@ def plan_memory(
     total, free = device_memory(loaded.device)
     limit = context_limit(config.model.max_context, loaded.max_context)
     size = config.cache.page_size
-    beside = sidecar_bytes(sidecars, layout.specs, size, loaded.dtype)
+    beside = sidecar_bytes(recipes.sidecars, layout.specs, size, loaded.dtype)
     page = page_bytes(layout.specs, size, loaded.dtype) + beside
     most = min(limit, max(1, _for_pages(free, config) // page) * config.cache.page_size)
     chunk = min(config.scheduler.max_step_tokens, most)
@@ -141,9 +149,10 @@ def plan_memory(
         sidecars=beside,
         activations=_measure(loaded, layout, chunk, context),
         logits=rows * loaded.vocab_size * torch.float32.itemsize * COPIES_OF_LOGITS,
+        states=config.scheduler.max_running * recipes.state_bytes(most) * COPIES_OF_STATES,
         chunk=chunk,
         chunk_context=context,
-        streaming=_streaming(layout, routes, loaded.dtype, config, limit, dense_below),
+        streaming=_streaming(layout, routes, loaded.dtype, config, limit, recipes.dense_below),
     )
     return divide(needs, total, free, limit, config)
 
@@ -154,14 +163,15 @@ def divide(needs: Needs, total: int, free: int, limit: int, config: EngineConfig
     Raises:
         ConfigError: too little memory, with what to lower.
     """
-    besides = needs.activations + needs.logits
+    besides = needs.activations + needs.logits + needs.states
     available = _for_pages(free, config)
     if config.cache.memory_gib is None:
         available -= besides
     elif available + besides > free:
         raise ConfigError(
             f"cache.memory_gib is {config.cache.memory_gib:g}, but beside a chunk of {needs.chunk} tokens "
-            f"only {_size(max(0, free - besides))} of memory are free; lower it or scheduler.max_step_tokens"
+            f"only {_size(max(0, free - besides))} of memory are free; lower it, scheduler.max_running or "
+            "scheduler.max_step_tokens"
         )
     available = max(0, available)
     num_pages, streaming_pages = available // needs.page, 0
@@ -174,8 +184,8 @@ def divide(needs: Needs, total: int, free: int, limit: int, config: EngineConfig
         memory = "memory_fraction" if config.cache.memory_gib is None else "memory_gib"
         raise ConfigError(
             f"no KV page of {_size(needs.page)} fits: {_size(free)} are free and a chunk of {needs.chunk} "
-            f"tokens takes {_size(besides)}; raise cache.{memory}, lower scheduler.max_step_tokens or "
-            "cache.page_size, or choose a smaller model.dtype"
+            f"tokens takes {_size(besides)}; raise cache.{memory}, lower scheduler.max_step_tokens, "
+            "scheduler.max_running or cache.page_size, or choose a smaller model.dtype"
         )
     wanted = config.model.max_context
     if wanted is not None and wanted > num_pages * page_size:

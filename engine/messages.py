@@ -57,7 +57,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
-    """Stop this request within one chunk; no event follows. Unknown ids are ignored."""
+    """Stop this request within one chunk; its last event follows. Unknown ids are ignored."""
 
     request_id: str
 
@@ -144,7 +144,8 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     The first event of a request carries `cached_tokens` (prompt tokens found in the prefix cache) and, if
     asked for, `prompt_logprobs` (one entry per prompt token, the first None). `finish_reason` marks the last
     event, which also carries `selection`, `prefill` and, where a router serves, `full_layers`: those that it
-    let read everything. A stop token is the last of `token_ids`, and no part of the text.
+    let read everything; that of an abort has no tokens. A stop token is the last of `token_ids`, and no part
+    of the text.
     """
 
     request_id: str
@@ -179,7 +180,11 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """Counters since start (`*_total`) and gauges of this moment."""
+    """Counters since start (`*_total`) and gauges of this moment.
+
+    `pages_total` is free + cached + used, and so for `streaming_pages_*`, the pages of heads that stream; 0
+    where these have none of their own.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -188,6 +193,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     pages_free: int = 0
     pages_cached: int = 0
     pages_used: int = 0
+    streaming_pages_total: int = 0
+    streaming_pages_free: int = 0
+    streaming_pages_cached: int = 0
+    streaming_pages_used: int = 0
     steps_total: int = 0
     prompt_tokens_total: int = 0
     cached_tokens_total: int = 0

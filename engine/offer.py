@@ -8,11 +8,12 @@ from pydantic import ValidationError
 from headway.engine.config_section import nearest
 from headway.engine.errors import RequestError
 from headway.engine.methods.kind import Kind, Method, Settings
+from headway.engine.recipe import RequestsConfig
 from headway.engine.selection.settings import MOST, of_requests
 from headway.engine.sidecars import Sidecar
 
-BUDGETS = ("budget", "max_budget")
-"""Settings that the cap on budgets holds for, where a method has them."""
+CAPPED = {"budget": "max_budget", "max_budget": "max_budget", "fraction": "max_fraction"}
+"""What a request may ask for only so much of, where a method has it: settings, and what caps each of them."""
 
 
 class Offer(Generic[Settings, Method]):
@@ -21,20 +22,23 @@ class Offer(Generic[Settings, Method]):
     Args:
         default: what serves a request that chooses nothing.
         others: what it may name beside that and `dense`.
-        max_budget: the largest budget it may ask for, in tokens; the default's own is always allowed.
+        limits: the section `recipe.requests`, whose caps hold; the default's own values are always allowed.
 
     Attributes:
         methods: what a request may name, in alphabetical order.
         field: where a request says what it chooses.
+        caps: the most that it may ask for, by setting.
     """
 
     def __init__(
-        self, kind: Kind[Settings, Method], default: Settings, others: Iterable[str], max_budget: int
+        self, kind: Kind[Settings, Method], default: Settings, others: Iterable[str], limits: RequestsConfig
     ) -> None:
         self.kind = kind
         self.default = default
         self.methods = tuple(sorted({"dense", default.method, *others}))
-        self.max_budget = max((max_budget, *_budgets(default).values()))
+        self.caps: dict[str, float] = {
+            name: max(getattr(limits, key), getattr(default, name, None) or 0) for name, key in CAPPED.items()
+        }
         self.field = f"headway.{kind.name}"
         self.sidecars: frozenset[Sidecar] = frozenset().union(
             *(kind.make(self.of(name)).sidecars() for name in self.methods)
@@ -61,10 +65,11 @@ class Offer(Generic[Settings, Method]):
                 f"{self.field}.method",
             )
         settings = self._merged(self.of(name), choice)
-        for key, budget in _budgets(settings).items():
-            if budget > self.max_budget:
+        for key, cap in self.caps.items():
+            wanted = getattr(settings, key, None)
+            if wanted is not None and wanted > cap:
                 field = f"{self.field}.{key}"
-                raise RequestError(f"{field}: at most {self.max_budget} here, not {budget}", field)
+                raise RequestError(f"{field}: at most {cap} here, not {wanted}", field)
         return settings
 
     def _merged(self, base: Settings, choice: Mapping[str, Any]) -> Settings:
@@ -88,7 +93,3 @@ class Offer(Generic[Settings, Method]):
             raise RequestError(f"{field}: only the server's configuration sets it", field)
         if isinstance(value, int) and abs(value) > MOST:
             raise RequestError(f"{field}: must lie in {-MOST}…{MOST}", field)
-
-
-def _budgets(settings: Any) -> dict[str, int]:
-    return {name: getattr(settings, name) for name in BUDGETS if name in type(settings).model_fields}

@@ -26,10 +26,10 @@ class Offers:
     def __init__(self, config: RecipeConfig) -> None:
         requests = config.requests
         self.decode: Offer[DecodeSettings, decode.AnyMethod] = Offer(
-            DECODE, config.decode, requests.methods or (), requests.max_budget
+            DECODE, config.decode, requests.methods or (), requests
         )
         self.prefill: Offer[PrefillSettings, prefill.AnyMethod] = Offer(
-            PREFILL, config.prefill, requests.prefill_methods or (), requests.max_budget
+            PREFILL, config.prefill, requests.prefill_methods or (), requests
         )
         self.heads, self.layers = config.heads, config.layers
         self.sidecars: frozenset[Sidecar] = self.decode.sidecars | self.prefill.sidecars

@@ -32,6 +32,11 @@ class PagePool:
         """Cached pages that no sequence holds."""
         return len(self._idle)
 
+    @property
+    def used(self) -> int:
+        """Pages that sequences hold."""
+        return self.num_pages - self.free - self.idle
+
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._pages_of
 

@@ -50,6 +50,7 @@ class PrefixCache:
         streaming: pages of heads that stream, where these have their own.
 
     Attributes:
+        streaming_pool: the pages of heads that stream; empty where these have none of their own.
         reservable: pages that sequences may have reserved in all, see `reserved`.
     """
 
@@ -67,7 +68,8 @@ class PrefixCache:
         self._root = root
         self._enabled = enabled
         self._streaming = streaming
-        self.reservable = 0 if streaming is None else streaming.num_pages
+        self.streaming_pool = PagePool(PageAllocator(0)) if streaming is None else streaming.pool
+        self.reservable = self.streaming_pool.num_pages
 
     @property
     def free(self) -> int:
@@ -87,7 +89,7 @@ class PrefixCache:
     @property
     def used(self) -> int:
         """Pages that sequences hold."""
-        return self.num_pages - self.available
+        return self._pool.used
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold this many tokens."""

@@ -23,6 +23,9 @@ class RequestsConfig(Section):
     )
     prefill_methods: tuple[str, ...] | None = Field(None, description="The same for prefill methods.")
     max_budget: Positive = Field(16_384, description="Largest budget a request may ask for, in tokens.")
+    max_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.25, description="Largest `fraction`, a budget as a share of the context, a request may ask for."
+    )
 
     @field_validator(DECODE.offered, PREFILL.offered)
     @classmethod

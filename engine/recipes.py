@@ -53,6 +53,12 @@ class Recipes:
         """What must be kept beside the pages for every method that is offered."""
         return self._offers.sidecars
 
+    def state_bytes(self, context: int) -> int:
+        """The most that a decode method, as it is offered, remembers of a sequence of `context` tokens."""
+        offer = self._offers.decode
+        methods = (self._decode.method(offer.of(name)) for name in offer.methods)
+        return max(0 if method is None else method.state_bytes(self._specs, context) for method in methods)
+
     def methods(self, submit: Submit) -> tuple[decode.AnyMethod | None, prefill.AnyMethod | None]:
         """What serves a request in decode and in prefill; None: dense.
 

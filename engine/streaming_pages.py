@@ -34,11 +34,14 @@ class StreamingPages:
     Args:
         num_pages: physical pages; the page of this number is the one that nothing may read.
         longest_chunk: tokens that a sequence may compute in one step.
+
+    Attributes:
+        pool: the physical pages that sequences may hold.
     """
 
     def __init__(self, num_pages: int, page_size: int, routes: HeadRoutes, longest_chunk: int) -> None:
         self.void = self.num_pages = num_pages
-        self._pool = PagePool(PageAllocator(num_pages))
+        self.pool = PagePool(PageAllocator(num_pages))
         self._page_size = page_size
         self._routes = routes
         self._longest_chunk = longest_chunk
@@ -81,33 +84,33 @@ class StreamingPages:
         """Hold what the sequence needs of the leading pages that it shares."""
         needed = set(self._needed(sequence, hits))
         for index in range(hits):
-            page = self._pool.share(sequence.digests[index]) if index in needed else self.void
+            page = self.pool.share(sequence.digests[index]) if index in needed else self.void
             sequence.streaming_pages.append(page)
 
     def reach(self, sequence: Sequence, end: int) -> None:
         """Give the sequence pages for all tokens before `end`."""
         while len(sequence.streaming_pages) * self._page_size < end:
-            sequence.streaming_pages.append(self._pool.take())
+            sequence.streaming_pages.append(self.pool.take())
 
     def advance(self, sequence: Sequence) -> None:
         """Register what is computed and shareable, and let go of what fell out of the window."""
         pages, size = sequence.streaming_pages, self._page_size
         full = min(min(sequence.computed, sequence.shareable) // size, len(sequence.digests))
         fresh = takewhile(
-            lambda i: not self._pool.is_registered(pages[i]), self._held_before(sequence, full, 0)
+            lambda i: not self.pool.is_registered(pages[i]), self._held_before(sequence, full, 0)
         )
         for index in reversed(tuple(fresh)):
-            self._pool.register(pages[index], sequence.digests[index])
+            self.pool.register(pages[index], sequence.digests[index])
         first = self._first_read(sequence, sequence.computed) // size
         for index in reversed(tuple(self._held_before(sequence, first, self._sink_pages))):
-            self._pool.let_go(pages[index], keep=self._is_reusable(sequence, index))
+            self.pool.let_go(pages[index], keep=self._is_reusable(sequence, index))
             pages[index] = self.void
 
     def release(self, sequence: Sequence) -> None:
         """Take all pages from the sequence."""
         for page in reversed(sequence.streaming_pages):
             if page != self.void:
-                self._pool.let_go(page)
+                self.pool.let_go(page)
         sequence.streaming_pages.clear()
 
     def held(self, sequence: Sequence) -> list[int]:
@@ -120,7 +123,7 @@ class StreamingPages:
         Raises:
             RuntimeError: what is wrong.
         """
-        self._pool.check([self.held(sequence) for sequence in sequences])
+        self.pool.check([self.held(sequence) for sequence in sequences])
         for sequence in sequences:
             if len(self.held(sequence)) > self.reserved(sequence):
                 raise RuntimeError("a sequence holds more pages of streaming heads than it has reserved")
@@ -141,7 +144,7 @@ class StreamingPages:
     def _missing(self, sequence: Sequence, hits: int) -> int | None:
         """The last of those that is not there."""
         needed = self._needed(sequence, hits)
-        return next((i for i in needed if sequence.digests[i] not in self._pool), None)
+        return next((i for i in needed if sequence.digests[i] not in self.pool), None)
 
     def _is_reusable(self, sequence: Sequence, index: int) -> bool:
         """Whether another prompt may want a page that the sequence needs no more.

@@ -1,13 +1,21 @@
 """One sequence: from the engine's tokens to pieces of text."""
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from headway.engine.client import EngineClient
-from headway.engine.errors import RequestFailed
-from headway.engine.messages import Logprob, PrefillUsage, Progress, SelectionUsage, Submit, Tokens
+from headway.engine.errors import HeadwayError, RequestFailed
+from headway.engine.messages import (
+    Logprob,
+    PrefillUsage,
+    Progress,
+    RequestEvent,
+    SelectionUsage,
+    Submit,
+    Tokens,
+)
 from headway.server.answer_text import AnswerText
 from headway.server.metrics import Metrics, RequestTimer
 from headway.server.sampling import TextOptions
@@ -36,8 +44,7 @@ class Piece:
     Attributes:
         offset: characters of the answer before this token.
         finish_reason: set on the last piece.
-        selection, prefill: what selecting did for the whole answer and for its prompt; on a last piece that
-            the engine ended.
+        selection, prefill: what selecting did for the whole answer and for its prompt; on the last piece.
         full_layers: those that a router let read everything; on the same piece.
     """
 
@@ -52,6 +59,7 @@ class Piece:
 
 
 GenerationEvent = Progress | Started | Piece
+Counts = tuple[SelectionUsage | None, PrefillUsage | None, tuple[int, ...] | None]
 
 
 async def generate(
@@ -77,10 +85,6 @@ async def generate(
                 if not started:
                     started = True
                     yield Started(event.cached_tokens, event.prompt_logprobs)
-                if event.selection is not None:
-                    metrics.selected(event.selection)
-                if event.prefill is not None:
-                    metrics.prefilled(event.prefill)
                 for index, token in enumerate(event.token_ids):
                     timer.token()
                     last = index == len(event.token_ids) - 1
@@ -92,8 +96,25 @@ async def generate(
                         reason = "stop"
                     timer.reason = reason
                     logprob = event.logprobs[index] if event.logprobs else None
-                    done = (event.selection, event.prefill, event.full_layers) if last else ()
-                    yield Piece(token, new, offset, logprob, reason, *done)
+                    counts = await _counts(event, events, engine, metrics) if reason else ()
+                    yield Piece(token, new, offset, logprob, reason, *counts)
                     if reason:
                         return
     raise RequestFailed("the engine ended this request without a reason")
+
+
+async def _counts(
+    event: Tokens, events: AsyncGenerator[RequestEvent, None], engine: EngineClient, metrics: Metrics
+) -> Counts:
+    """Those of a request that ends with `event`, or that a stop string ends where the engine would go on."""
+    if event.finish_reason is None:
+        with suppress(HeadwayError):  # the text is whole, whatever becomes of the counts
+            engine.abort(event.request_id)
+            async for later in events:
+                if isinstance(later, Tokens):
+                    event = later
+    if event.selection is not None:
+        metrics.selected(event.selection)
+    if event.prefill is not None:
+        metrics.prefilled(event.prefill)
+    return event.selection, event.prefill, event.full_layers

@@ -7,7 +7,7 @@ from typing import Any
 from headway.engine.config_section import nearest
 from headway.engine.errors import RequestError
 from headway.engine.messages import Choice
-from headway.engine.offer import BUDGETS, Offer
+from headway.engine.offer import Offer
 from headway.engine.offers import Offers
 from headway.engine.selection.settings import MethodSettings, of_requests
 
@@ -94,8 +94,8 @@ def _method_schema(settings: MethodSettings, offer: Offer[Any, Any]) -> dict[str
     for name in of_requests(type(settings)):
         if name != "method":
             accepted = {key: value for key, value in schema["properties"][name].items() if key != "default"}
-            if name in BUDGETS:
-                accepted["maximum"] = offer.max_budget
+            if name in offer.caps:
+                accepted["maximum"] = offer.caps[name]
             properties[name] = {"anyOf": [accepted, {"type": "null"}], "default": getattr(settings, name)}
     return {
         "title": settings.method,

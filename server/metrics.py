@@ -182,6 +182,18 @@ class _EngineMetrics(Collector):
             gauge = GaugeMetricFamily(name, text, labels=["model_name"])
             gauge.add_metric([self._model], value)
             yield gauge
+        streaming = GaugeMetricFamily(
+            "headway:streaming_pages",
+            "Pages of heads that stream, where these have their own.",
+            labels=["model_name", "state"],
+        )
+        for state, pages in (
+            ("free", stats.streaming_pages_free),
+            ("cached", stats.streaming_pages_cached),
+            ("used", stats.streaming_pages_used),
+        ):
+            streaming.add_metric([self._model, state], pages)
+        yield streaming
         for name, text, value in (
             ("vllm:prompt_tokens", "Prompt tokens.", stats.prompt_tokens_total),
             ("vllm:generation_tokens", "Generated tokens.", stats.generated_tokens_total),

@@ -49,6 +49,11 @@ class RoutedDecode(DecodeMethod[Any]):
             raise ConfigError(reason)
         self._own.check(specs, page_size)
 
+    def state_bytes(self, specs: Sequence[LayerSpec], context: int) -> int:
+        """What the own method remembers of its heads."""
+        runs = (run for spec in specs for run in self._routes.runs(spec))
+        return self._own.state_bytes([run.spec for run in runs if not run.streams], context)
+
     def parts(self, layer: LayerView) -> tuple[Part, ...]:
         """The layer's runs; heads that stream do so in the first layers, too."""
         everything = self.settings.method == "dense" or layer.spec.layer_idx < self.settings.dense_layers

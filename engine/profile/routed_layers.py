@@ -1,5 +1,6 @@
 """From a `router` profile to what routes the layers of requests."""
 
+import logging
 from pathlib import Path
 
 from headway.engine.errors import ConfigError
@@ -10,6 +11,8 @@ from headway.engine.preview import Preview
 from headway.engine.profile import artefact
 from headway.engine.profile.artefact import Artefact
 from headway.engine.recipe import LayersConfig
+
+logger = logging.getLogger(__name__)
 
 
 def layer_routing(config: LayersConfig | None, loaded: LoadedModel) -> LayerRouting | None:
@@ -26,6 +29,15 @@ def layer_routing(config: LayersConfig | None, loaded: LoadedModel) -> LayerRout
         preview, router = _parts(profile, loaded)
     except ConfigError as error:
         raise ConfigError(f"recipe.layers.router: {error}") from error
+    trained = profile.facts.settings.get("window_size")
+    if isinstance(trained, int) and config.window_size < trained:
+        logger.warning(
+            "recipe.layers.window_size is %d, but the router %s was trained with %d: layers that it takes "
+            "for sparse may need the window that they had then",
+            config.window_size,
+            config.router,
+            trained,
+        )
     return LayerRouting(loaded.specs, preview, router, config.sink_size, config.window_size)
 
 

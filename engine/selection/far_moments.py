@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from headway.engine.key_moments import AT_ONCE, KeyMoments
+from headway.engine.layer_spec import LayerSpec
 from headway.engine.selection.layer_view import LayerView
 
 Moments = tuple[Tensor, Tensor]
@@ -18,6 +19,11 @@ Moments = tuple[Tensor, Tensor]
 def num_far(layer: LayerView, sink_size: int, window_size: int) -> Tensor:
     """int32 [B], tokens between sinks and window."""
     return (layer.step.kv_lens - sink_size - window_size).clamp_min(0)
+
+
+def moments_bytes(spec: LayerSpec) -> int:
+    """What `far_moments` remembers of one sequence in a layer."""
+    return torch.float32.itemsize * spec.num_kv_heads * spec.key_dim * (1 + spec.key_dim)
 
 
 def far_moments(layer: LayerView, sink_size: int, window_size: int) -> Moments:

@@ -25,6 +25,8 @@ class Observed:
 
     def show(self, query: Tensor, lse: Tensor, cache: LayerCache) -> None:
         """Let the method see its rows of a part's queries [T, Hq, Dk] and of their lse [T, Hq]."""
+        if cache.spec.layer_idx < self.method.settings.dense_layers:
+            return
         self.method.observe(query[self.rows], lse[self.rows], LayerView(cache, self._step()))
 
     def _step(self) -> GroupStep:

@@ -31,6 +31,11 @@ def keep_query(query: Tensor, layer: LayerView, rows: Tensor) -> None:
     layer.keep("query", query.float().mean(1), rows)
 
 
+def query_bytes(numbers: int) -> int:
+    """What `keep_query` remembers of a sequence whose query heads have so many numbers each."""
+    return torch.float32.itemsize * numbers
+
+
 def anybody(rows: Tensor) -> bool:
     """Whether any row is True, where asking is free; True on a GPU, whose kernels skip the other rows."""
     return rows.device.type != "cpu" or bool(rows.any())

@@ -75,11 +75,14 @@ class Stacks:
         if stack is not None and stack.members == members:
             return stack
         if stack is not None:
-            stack.unstack()
+            self._stacks.pop(key).unstack()
+            del stack  # two copies of all that is remembered are there at most
         names = {name for member in members for name in member.rows}
         zeros = torch.zeros(len(members), dtype=torch.float64, device=self._device)
         stack = Stack(members, {name: _stacked(name, members) for name in names}, zeros, zeros.clone())
         self._stacks[key] = stack
+        for member in members:
+            member.rows = {}
         return stack
 
     def keep_only(self, keys: Collection[Hashable]) -> None:

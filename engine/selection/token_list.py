@@ -1,5 +1,7 @@
 """Token lists read for several steps: remembered with each token's weight, joined by newer tokens."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -27,6 +29,12 @@ def keep(chosen: DecodeSelection, weights: Tensor, layer: LayerView, rows: Tenso
     layer.keep("numbers", chosen.indices + 1, rows)
     layer.keep("weights", weights, rows)
     layer.keep("length", layer.step.kv_lens, rows)
+
+
+def list_bytes(settings: BudgetSettings, lists: int, context: int) -> int:
+    """What `keep` remembers of a sequence of `context` tokens, for so many lists of a layer."""
+    most = max(settings.budget, math.ceil(context * (settings.fraction or 0)))
+    return lists * most * (torch.int32.itemsize + torch.float32.itemsize) + torch.int32.itemsize
 
 
 def outgrown(layer: LayerView, settings: BudgetSettings) -> Tensor:

@@ -85,6 +85,19 @@ def test_lengths_with_different_frequencies_share_no_pages(folder: Path) -> None
     assert cached == [0, 32, 0, 32]
 
 
+def test_the_plan_counts_what_is_remembered_of_requests(folder: Path) -> None:
+    """Two layers of two KV heads of 16 channels, 8 requests, twice; the method that remembers most."""
+    plans = []
+    for method, others in (("quest", []), ("quest", ["adaptive", "recycled"])):
+        recipe = {"decode": {"method": method, "budget": 400}, "requests": {"methods": others}}
+        engine = make(folder, "llama", recipe=recipe)
+        plans.append(engine.info.plan)
+        engine.close()
+    lists = 2 * (2 * 2048 * 8 + 4 + 16 * 4)
+    assert "states" not in plans[0]
+    assert f"states        {lists * 8 * 2 / 2**20:.4g} MiB" in plans[1]
+
+
 STREAMING = {"method": "streaming", "dense_below": 16, "dense_tail": 8, "sink_size": 4, "window_size": 16}
 
 

@@ -133,6 +133,20 @@ def test_leaving_ends_the_request(client: MailboxClient) -> None:
     asyncio.run(leave())
 
 
+def test_an_aborted_request_has_a_last_event(client: MailboxClient) -> None:
+    async def abort() -> None:
+        stream = client.generate(submit("aborted", DOCUMENT[:20], max_tokens=400))
+        await anext(stream)
+        client.abort("aborted")
+        *_, last = [event async for event in stream]
+        assert (last.finish_reason, last.token_ids) == ("abort", [])
+        client.abort("aborted")
+        await settled(client)
+        assert client.stats().pages_used == 0
+
+    asyncio.run(abort())
+
+
 def test_leaving_by_cancellation_ends_the_request(client: MailboxClient) -> None:
     async def cancel() -> None:
         task = asyncio.create_task(collect(client, submit("cancelled", DOCUMENT[:20], max_tokens=400)))

@@ -7,17 +7,20 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
+from headway.engine import loop
 from headway.engine.config import EngineConfig
 from headway.engine.config_section import parse
 from headway.engine.errors import ConfigError, EngineDead, ModelRefused
 from headway.engine.in_process_client import InProcessClient
-from headway.engine.messages import Progress, RequestEvent, Submit, Tokens
+from headway.engine.messages import FromEngine, Heartbeat, Progress, RequestEvent, Shutdown, Submit, Tokens
 from headway.engine.process_client import ProcessClient
 
 from .hash_runner import HashRunner, alone, make_engine, make_submit
@@ -203,3 +206,32 @@ def test_an_orphaned_engine_ends_and_clears_up(tmp_path: Path, tiny: dict[str, d
     psutil.wait_procs([engine], timeout=5)
     assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_heart_beats_between_submissions_that_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those do whose prompts a layer router looks at."""
+    engine, _ = make_engine(64)
+    now, queue, took = 0.0, engine.submit, 0.3
+    beats: list[float] = []
+
+    def submit(request: Submit) -> None:
+        nonlocal now
+        now += took
+        queue(request)
+
+    class Burst:
+        def __init__(self) -> None:
+            self.inbox = [[make_submit(str(n), [2 + n] * 9) for n in range(20)], [Shutdown()]]
+
+        def receive(self, _: float) -> list[Submit | Shutdown]:
+            return [] if engine.busy else self.inbox.pop(0)
+
+        def send(self, messages: list[FromEngine]) -> None:
+            beats.extend(now for message in messages if isinstance(message, Heartbeat))
+
+    monkeypatch.setattr(engine, "submit", submit)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now))
+    loop.serve(engine, Burst())
+    assert now > 19 * took
+    silence = max(after - before for before, after in pairwise([0.0, *beats, now]))
+    assert silence < loop.HEARTBEAT_SECONDS + took

@@ -81,6 +81,14 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.check()
 
     @invariant()
+    def pages_of_heads_that_stream_are_counted(self) -> None:
+        stats, void = self.engine.stats(), self.streaming_pages
+        held = {page for sequence in self.engine._sequences.values() for page in sequence.streaming_pages}
+        assert stats.streaming_pages_total == self.streaming_pages
+        assert stats.streaming_pages_used == len(held - {void})
+        assert stats.streaming_pages_free + stats.streaming_pages_cached == void - len(held - {void})
+
+    @invariant()
     def the_most_important_are_preempted_last(self) -> None:
         running = self.engine._scheduler.running
         assert running == sorted(running, key=lambda s: (s.submit.priority, s.arrival))

@@ -23,6 +23,7 @@ NEEDS = Needs(
     sidecars=0,
     activations=512 * MIB,
     logits=64 * MIB,
+    states=0,
     chunk=2048,
     chunk_context=4096,
 )
@@ -95,6 +96,15 @@ def test_without_a_limit_the_machine_counts(tmp_path: Path, content: str | None)
     total, free = device_memory(torch.device("cpu"), tmp_path)
     assert total == psutil.virtual_memory().total
     assert 0 < free <= total
+
+
+def test_what_is_remembered_of_requests_is_no_room_for_pages() -> None:
+    wanted = config(cache={"memory_fraction": 0.5})
+    plan = divide(replace(NEEDS, states=GIB), 16 * GIB, 10 * GIB, 131_072, wanted)
+    assert plan.num_pages == divide(NEEDS, 16 * GIB, 10 * GIB, 131_072, wanted).num_pages - 256
+    assert "states        1 GiB: what decode methods remember of requests" in str(plan)
+    with pytest.raises(ConfigError, match=r"beside .* only 0 bytes .* scheduler\.max_running"):
+        divide(replace(NEEDS, states=10 * GIB), 16 * GIB, 10 * GIB, 4096, config(cache={"memory_gib": 1}))
 
 
 def test_the_plan_says_what_dropping_gains() -> None:

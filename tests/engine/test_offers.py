@@ -53,7 +53,7 @@ def test_every_method_is_served_by_its_name_alone(kind: Kind[Any, Any], name: st
 
 
 def test_a_request_changes_what_it_names_and_nothing_else() -> None:
-    both = offers(QUEST, STREAMING)
+    both = offers(QUEST, STREAMING, max_fraction=1)
     decode, prefill = both.settings({"budget": 700, "fraction": 1}, {"dense_tail": 7})
     assert decode == both.decode.default.model_copy(update={"budget": 700, "fraction": 1.0})
     assert prefill == both.prefill.default.model_copy(update={"dense_tail": 7})
@@ -128,6 +128,17 @@ def test_the_servers_own_budget_is_always_allowed() -> None:
     assert "1024" in str(refused(made, {"budget": 1025}))
 
 
+def test_the_cap_holds_for_a_budget_as_a_share_of_the_context() -> None:
+    made = offers(QUEST, max_fraction=0.3)
+    assert made.settings({"fraction": 0.3}, None)[0].method == "quest"
+    error = refused(made, {"fraction": 0.31})
+    assert error.field == "headway.decode.fraction"
+    assert "at most 0.3 here, not 0.31" in str(error)
+    own = offers(QUEST | {"fraction": 0.5}, max_fraction=0.3)
+    assert own.settings({"budget": 700}, None)[0].fraction == 0.5
+    assert "at most 0.5 here" in str(refused(own, {"fraction": 0.51}))
+
+
 @pytest.mark.parametrize(("name", "budget"), [("tokenselect", "budget"), ("flexprefill", "max_budget")])
 def test_the_cap_holds_for_budgets_of_prefill_too(name: str, budget: str) -> None:
     own = getattr(PREFILL.defaults(name), budget)
@@ -175,7 +186,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.none())
 )
-DECODE_KEYS = st.sampled_from(["method", "budget", "unit", "mass", "window_size", "x"])
+DECODE_KEYS = st.sampled_from(["method", "budget", "fraction", "unit", "mass", "window_size", "x"])
 PREFILL_KEYS = st.sampled_from(["method", "tile", "dense_tail", "dense_below", "window_size", "x"])
 
 
@@ -192,6 +203,7 @@ def test_whatever_is_chosen_is_served_within_the_caps_or_refused(
             continue
         assert chosen.method in kind.methods
         assert not isinstance(chosen, BudgetSettings) or chosen.budget <= 2000
+        assert not isinstance(chosen, BudgetSettings) or (chosen.fraction or 0) <= 0.25
         assert all(getattr(chosen, name) == value for name, value in choice.items())
 
 

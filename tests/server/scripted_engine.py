@@ -73,6 +73,17 @@ class ScriptedEngine:
             limit = submit.sampling.max_tokens
             for count, token in enumerate(tokens[:limit], start=1):
                 await asyncio.sleep(self.pause)
+                if submit.request_id in self.aborted:
+                    finished = True
+                    yield Tokens(
+                        request_id=submit.request_id,
+                        token_ids=[],
+                        finish_reason="abort",
+                        selection=selection,
+                        prefill=prefill,
+                        full_layers=full_layers,
+                    )
+                    return
                 if count - 1 == self.fail_after:
                     assert self.error is not None
                     raise self.error
@@ -97,8 +108,14 @@ class ScriptedEngine:
             if not finished:
                 self.aborted.append(submit.request_id)
 
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+
     def stats(self) -> Stats:
-        return Stats(running=self.running, pages_total=64, pages_used=16, prompt_tokens_total=100)
+        streaming = {"streaming_pages_free": 3, "streaming_pages_cached": 2, "streaming_pages_used": 1}
+        return Stats(
+            running=self.running, pages_total=64, pages_used=16, prompt_tokens_total=100, **streaming
+        )
 
     def is_alive(self) -> bool:
         return self.alive

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from headway.engine.errors import RequestError
-from headway.engine.messages import SelectionUsage
+from headway.engine.errors import EngineDead, RequestError
+from headway.engine.messages import PrefillUsage, SelectionUsage
 
 from .live import live
 from .scripted_engine import ScriptedEngine
@@ -17,7 +17,7 @@ from .scripted_engine import ScriptedEngine
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 BODIES = {CHAT: {"messages": [{"role": "user", "content": "hi"}]}, COMPLETIONS: {"prompt": "hi"}}
 QUEST = {"decode": {"method": "quest", "budget": 1024}}
-OFFERED = {"requests": {"methods": ["quest"], "max_budget": 4096}}
+OFFERED = {"requests": {"methods": ["quest"], "max_budget": 4096, "max_fraction": 0.5}}
 
 MakeApp = Callable[..., FastAPI]
 SendTo = Callable[..., httpx.Response]
@@ -35,11 +35,11 @@ def test_the_engine_is_told_what_was_chosen(
     path: str, make_app: MakeApp, engine: ScriptedEngine, send_to: SendTo
 ) -> None:
     app = make_app(OFFERED)
-    choice = {"method": "quest", "budget": 512, "fraction": 1, "mass": None}
+    choice = {"method": "quest", "budget": 512, "fraction": 0.5, "mass": 1, "dense_layers": None}
     body = BODIES[path] | {"n": 3, "headway": {"decode": choice}}
     assert send_to(app, path, body).status_code == 200
     assert [submit.decode for submit in engine.submits] == [
-        {"method": "quest", "budget": 512, "fraction": 1.0}
+        {"method": "quest", "budget": 512, "fraction": 0.5, "mass": 1.0}
     ] * 3
     engine.submits.clear()
     for nothing in (None, {}, {"decode": None}):
@@ -64,6 +64,7 @@ def test_the_engine_is_told_what_was_chosen(
         ({"decode": {"budget": 64}}, "headway.decode.budget", "dense"),
         ({"decode": {"method": "quest", "budgett": 64}}, "headway.decode.budgett", "'budget'"),
         ({"decode": {"method": "quest", "budget": 4097}}, "headway.decode.budget", "4096"),
+        ({"decode": {"method": "quest", "fraction": 0.51}}, "headway.decode.fraction", "at most 0.5 here"),
         ({"decode": {"method": "quest", "budget": "64"}}, "headway.decode.budget", "integer"),
         ({"decode": {"method": "quest", "budget": 10**40}}, "headway.decode.budget", ""),
         ({"decode": {"method": "quest", "unit": 32}}, "headway.decode", "bounds"),
@@ -109,6 +110,51 @@ def test_usage_says_what_was_done(make_app: MakeApp, engine: ScriptedEngine, sen
         "kv_read_share": 0.25,
         "refreshes": 3,
     }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_leaves_the_counts_there(
+    stream: bool, make_app: MakeApp, engine: ScriptedEngine
+) -> None:
+    engine.answer = "one two three four five"
+    engine.selections = [SelectionUsage(method="quest", steps=3, tokens_per_step=9.0, kv_read_share=0.5)]
+    engine.prefills = [PrefillUsage(method="streaming", tokens=7, density=0.25)]
+    engine.full_layers = [(1,)]
+    recipe = QUEST | {"prefill": {"method": "streaming"}}
+    body = BODIES[CHAT] | {"stop": "three", "stream": stream}
+    with live(make_app(recipe)) as client:
+        answer = client.post(
+            CHAT, json=body | ({"stream_options": {"include_usage": True}} if stream else {})
+        )
+        metrics = client.get("/metrics").text
+    lines = [line for line in answer.text.splitlines() if line]
+    usage = json.loads(lines[-2].removeprefix("data: ") if stream else answer.text)["usage"]
+    assert usage["headway"] == {
+        "method": "quest",
+        "steps": 3,
+        "tokens_per_step": 9.0,
+        "kv_read_share": 0.5,
+        "refreshes": 0,
+        "prefill": {"method": "streaming", "tokens": 7, "density": 0.25},
+        "full_layers": [1],
+    }
+    assert len(engine.aborted) == 1
+    assert 'headway:selection_steps_total{method="quest",model_name="needle"} 3.0' in metrics
+    assert 'vllm:request_success_total{finished_reason="stop",model_name="needle"} 1.0' in metrics
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_dies_at_a_stop_string_leaves_the_text(
+    stream: bool, make_app: MakeApp, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(_: str) -> None:
+        raise EngineDead("gone")
+
+    monkeypatch.setattr(engine, "abort", dead)
+    with live(make_app(QUEST)) as client:
+        answer = client.post(CHAT, json=BODIES[CHAT] | {"stop": "code", "stream": stream})
+    assert "gone" not in answer.text
+    assert '"finish_reason":"stop"' in answer.text
 
 
 def test_usage_of_several_choices_is_their_sum_and_mean(
@@ -203,6 +249,7 @@ def test_the_document_says_what_this_server_offers(make_app: MakeApp) -> None:
         assert dense["required"] == []
         assert quest["required"] == ["method"]
         assert quest["properties"]["budget"]["anyOf"][0]["maximum"] == 4096
+        assert quest["properties"]["fraction"]["anyOf"][0]["maximum"] == 0.5
         assert quest["properties"]["budget"]["default"] == 2048
         own = make_app(QUEST).openapi()["components"]["schemas"][path]["properties"]["headway"]
         [dense, quest, _] = own["anyOf"][0]["properties"]["decode"]["anyOf"]

@@ -214,6 +214,22 @@ def test_streams_say_what_was_read(client: openai.OpenAI) -> None:
     assert read["kv_read_share"] < 1
 
 
+def test_a_stop_string_ends_the_answer_with_its_counts(client: openai.OpenAI) -> None:
+    prefill = {"method": "streaming", "dense_below": 512}
+    headway = {"prefill": prefill, "decode": {"method": "quest", "budget": 640, "dense_below": 0}}
+    options = {"model": "needle", "messages": ask(document(101)), "temperature": 0}
+    whole = client.chat.completions.create(**options, extra_body={"headway": headway, "cache_salt": "whole"})
+    text = whole.choices[0].message.content
+    stopped = client.chat.completions.create(
+        **options, stop=text[2:4], extra_body={"headway": headway, "cache_salt": "stopped"}
+    )
+    assert stopped.choices[0].message.content == text[:2]
+    assert stopped.choices[0].finish_reason == "stop"
+    said, read = (answer.usage.model_extra["headway"] for answer in (whole, stopped))
+    assert stopped.usage.completion_tokens - 1 <= read["steps"] <= said["steps"]
+    assert read["prefill"] == said["prefill"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("choice", "param"),

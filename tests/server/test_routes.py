@@ -73,6 +73,9 @@ def test_metrics(get: Get, post: Callable[..., httpx.Response], engine: Scripted
     post("/v1/completions", {"prompt": "a", "n": 2, "max_tokens": 4})
     values = samples(get("/metrics").text)
     assert values["vllm:kv_cache_usage_perc['needle']"] == 16 / 64
+    pages = {"['cached', 'needle']": 2, "['free', 'needle']": 3, "['needle', 'used']": 1}
+    for labels, number in pages.items():
+        assert values[f"headway:streaming_pages{labels}"] == number
     assert values["vllm:num_requests_running['needle']"] == 0
     assert values["vllm:prompt_tokens_total['needle']"] == 100
     assert values["vllm:request_success_total['length', 'needle']"] == 2

@@ -32,7 +32,7 @@ from headway.engine.methods.decode import streaming
 from headway.engine.methods.decode.base import DecodeMethod
 from headway.engine.profile import artefact
 from headway.engine.selection.decode_selection import DecodeSelection
-from headway.engine.selection.far_moments import Moments, far_moments, num_far
+from headway.engine.selection.far_moments import Moments, far_moments, moments_bytes, num_far
 from headway.engine.selection.layer_view import LayerView
 from headway.engine.selection.settings import Count, DecodeSettings, Positive
 from headway.kernels.selected_attention import selected_attention
@@ -78,9 +78,7 @@ class Method(DecodeMethod[Settings]):
         if path is None:
             return
         tensors = _read(path, torch.device("cpu"))
-        for spec in specs:
-            if spec.window is not None or spec.layer_idx < self.settings.dense_layers:
-                continue
+        for spec in self.choosing(specs):
             shape = [spec.num_kv_heads, spec.key_dim]
             for name, wanted in (("mean", shape), ("covariance", [*shape, spec.key_dim])):
                 found = tensors.get(f"{name}.{spec.kv_source}")
@@ -89,6 +87,10 @@ class Method(DecodeMethod[Settings]):
                         f"profile: {name}.{spec.kv_source} of {path} must be {wanted}, "
                         f"not {'missing' if found is None else list(found.shape)}"
                     )
+
+    def layer_bytes(self, spec: LayerSpec, context: int) -> int:  # noqa: ARG002
+        """The moments of the far keys, unless they are those of a profile."""
+        return moments_bytes(spec) if self.settings.profile is None else 0
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """Tokens, one list; the KV heads that are not local are dense."""

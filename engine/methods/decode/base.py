@@ -53,6 +53,19 @@ class DecodeMethod(Generic[Settings]):
             ConfigError: begins with a setting's name and a colon; what does not fit, and what is allowed.
         """
 
+    def state_bytes(self, specs: Sequence[LayerSpec], context: int) -> int:
+        """What it remembers of a sequence of `context` tokens from one decode step to the next, in bytes."""
+        return sum(self.layer_bytes(spec, context) for spec in self.choosing(specs))
+
+    def layer_bytes(self, spec: LayerSpec, context: int) -> int:  # noqa: ARG002
+        """The same of one layer that it chooses for."""
+        return 0
+
+    def choosing(self, specs: Sequence[LayerSpec]) -> list[LayerSpec]:
+        """The layers that it chooses for: all without a window, but not the first ones, `dense_layers`."""
+        first = self.settings.dense_layers
+        return [spec for spec in specs if spec.window is None and spec.layer_idx >= first]
+
     def profiles(self) -> Mapping[str, Path]:
         """Profiles it was told to read, by setting; they must be of the served model."""
         return {}
@@ -73,8 +86,8 @@ class DecodeMethod(Generic[Settings]):
     def observe(self, query: Tensor, lse: Tensor, layer: LayerView) -> None:
         """See queries [T, Hq, Dk] of a prompt, and the lse [T, Hq] of their dense attention.
 
-        Called for a method that observes, in order of position; `layer` shows one sequence, up to the last
-        of these tokens.
+        Called for a method that observes, in layers that it chooses for and in order of position; `layer`
+        shows one sequence, up to the last of these tokens.
         """
 
 

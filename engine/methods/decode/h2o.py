@@ -18,7 +18,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
+from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode.base import DecodeMethod
+from headway.engine.selection import token_list
 from headway.engine.selection.attention_mass import attention_mass
 from headway.engine.selection.choose import strongest
 from headway.engine.selection.decode_selection import DecodeSelection
@@ -38,6 +40,10 @@ class Method(DecodeMethod[Settings]):
 
     sees_all = True
     degrades: ClassVar[bool] = True
+
+    def layer_bytes(self, spec: LayerSpec, context: int) -> int:
+        """Lists with the weights of their tokens."""
+        return token_list.list_bytes(self.settings, spec.num_kv_heads, context)
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """Tokens, one list per KV head."""

@@ -80,9 +80,7 @@ class Method(DecodeMethod[Settings]):
 
     def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:  # noqa: ARG002
         """Find each layer's source; a reuse layer needs a full one with as many KV heads before it."""
-        layers = [
-            spec for spec in specs if spec.window is None and spec.layer_idx >= self.settings.dense_layers
-        ]
+        layers = self.choosing(specs)
         full = self._full(layers)
         selecting = {spec.layer_idx for spec in layers}
         if not full <= selecting:

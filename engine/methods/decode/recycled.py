@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
+from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode.base import DecodeMethod
 from headway.engine.selection import refresh, token_list
 from headway.engine.selection.decode_selection import DecodeSelection
@@ -56,6 +57,11 @@ class Method(DecodeMethod[Settings]):
     """A list for each KV head, layer by layer."""
 
     observes = 1
+
+    def layer_bytes(self, spec: LayerSpec, context: int) -> int:
+        """Lists, and the query that they were made for."""
+        lists = token_list.list_bytes(self.settings, spec.num_kv_heads, context)
+        return lists + refresh.query_bytes(spec.key_dim)
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """Tokens, one list per KV head; everything in a full step."""

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
+from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode.base import DecodeMethod
 from headway.engine.selection import token_list
 from headway.engine.selection.attention_mass import attention_mass
@@ -51,6 +52,10 @@ class Method(DecodeMethod[Settings]):
         window = max(settings.window_size, settings.observation)
         budget = max(settings.budget, settings.sink_size + window)
         self._prompt_settings = settings.model_copy(update={"window_size": window, "budget": budget})
+
+    def layer_bytes(self, spec: LayerSpec, context: int) -> int:
+        """The prompt's lists; votes end with the first step."""
+        return token_list.list_bytes(self._prompt_settings, spec.num_kv_heads, context)
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:  # noqa: ARG002
         """Tokens, one list per KV head."""

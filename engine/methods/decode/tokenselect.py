@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from headway.engine.layer_spec import LayerSpec
 from headway.engine.methods.decode.base import DecodeMethod
 from headway.engine.selection import refresh, token_list
 from headway.engine.selection.choose import choose
@@ -50,6 +51,11 @@ class Settings(BudgetSettings):
 
 class Method(DecodeMethod[Settings]):
     """A list of the whole layer, kept until the queries turn."""
+
+    def layer_bytes(self, spec: LayerSpec, context: int) -> int:
+        """A list, and the queries that it was made for."""
+        kept = token_list.list_bytes(self.settings, 1, context)
+        return kept + refresh.query_bytes(spec.num_heads * spec.key_dim)
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """Tokens, one list for all heads."""

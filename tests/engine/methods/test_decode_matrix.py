@@ -169,6 +169,27 @@ def test_preemption_changes_nothing(name, gqa):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize(
+    "wanted", [{}, {"dense_layers": 1, "similarity": 0.5}, {"fraction": 0.6, "similarity": 0.5}], ids=str
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_it_remembers_no_more_than_it_says(name, wanted, gqa):
+    """Of two requests, whose group has changed once: they came one after the other."""
+    method = made(name, gqa, **wanted)
+    engine = make_engine(gqa, 64, settings_of(name, **wanted))
+    for request_id in "ab":
+        submit_all(engine, {request_id: PROMPT}, 20)
+        for _ in range(5):
+            engine.step()
+    (stack,) = engine._runner._stacks._stacks.values()
+    held = sum(tensor.nbytes for tensor in stack.tensors.values())
+    held += sum(row.nbytes for member in stack.members for row in member.rows.values())
+    said = 2 * method.state_bytes(gqa.specs, len(PROMPT) + 10)
+    engine.close()
+    assert len(stack.members) == 2
+    assert 0.8 * said <= held <= said
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prefix_cache_hit_changes_nothing(name, gqa):
     """Asked again, asked after a dense request, and asked in a cold cache."""

@@ -28,7 +28,7 @@ from headway.engine.selection.head_route import HeadRoutes
 from headway.engine.selection.layer_cache import LayerCache
 from headway.engine.selection.layer_view import GroupStep, LayerView
 from headway.kernels.paged_attention import plan
-from tests.engine.hash_runner import first_event
+from tests.engine.hash_runner import first_event, make_submit
 
 from . import prefill_layers
 from .driver import PAGE_SIZE, Job, assert_same, drive, lone_layer, prompt, tokens_of
@@ -79,6 +79,19 @@ def alone(
     served = serve(engine, {"a": tokens}, max_tokens=8)
     engine.close()
     return served
+
+
+def test_nothing_is_remembered_of_heads_that_stream(gqa):
+    own = make_decode("recycled", gqa)
+    method = routed_decode(gqa, own, streaming={0: (0, 1), 1: (0,)})
+    engine = engine_of(gqa, {}, {"a": method})
+    engine.submit(make_submit("a", PROMPT, max_tokens=20))
+    for _ in range(6):
+        engine.step()
+    (stack,) = engine._runner._stacks._stacks.values()
+    held = sum(tensor.nbytes for tensor in stack.tensors.values())
+    engine.close()
+    assert held == method.state_bytes(gqa.specs, len(PROMPT)) < own.state_bytes(gqa.specs, len(PROMPT)) / 3
 
 
 heads_of_eight = st.sets(st.integers(0, 7), max_size=8)

@@ -168,6 +168,16 @@ def test_a_profile_that_does_not_fit_is_refused(model, load_family, tmp_path):
             layer_routing(LayersConfig(router=str(tmp_path / name)), loaded)
 
 
+@pytest.mark.parametrize("narrower", [0, 1])
+def test_a_window_narrower_than_in_training_is_warned_of(narrower, model, tmp_path, caplog):
+    artefact.save(tmp_path / "router", router.run(model, SMALL, Silent()))
+    config = LayersConfig(router=str(tmp_path / "router"), window_size=SMALL.window_size - narrower)
+    layer_routing(config, model)
+    told = f"recipe.layers.window_size is 31, but the router {config.router} was trained with 32"
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * narrower
+    assert all(told in record.getMessage() for record in caplog.records)
+
+
 def test_needles_own_router_keeps_the_layer_that_retrieves_and_no_other():
     """Through the whole engine, from the configuration to the answers."""
     sections = {
