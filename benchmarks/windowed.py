@@ -3,22 +3,16 @@
 from functools import cache
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from headway.engine.needle import WEIGHTS
-from headway.engine.needle.export import shape_of
 from headway.engine.needle.model import Needle
 from headway.engine.needle.reading import read
+from headway.engine.needle.verdicts import load, trainable
 
 
 @cache
 def _needle() -> Needle:
-    saved = load_file(WEIGHTS / "model.safetensors")
-    state = {name.removeprefix("model."): tensor for name, tensor in saved.items()}
-    model = Needle(shape_of(state))
-    model.load_state_dict(state)
-    return model.eval()
+    return trainable(load())
 
 
 def windowed(tokens: list[int]) -> list[tuple[Tensor, Tensor]]:
