@@ -7,8 +7,8 @@ On needle, a haystack of facts is read once per context and task; then every met
 over it, along the right answer, and its tokens are compared with dense decoding's. `long output` rows answer
 question after question in one answer of 2,000 tokens. Times are means over greedy decode steps after one
 question, all cores, float32. Ratios are speed-ups (above 1: the method is faster); `attention` is the time
-inside the attention of all layers, with choosing and storing. `refresh_share`: of the lists that were read,
-those made in that very step. `mass_recall`: attention mass of what was read over that of the exact top-k of
+inside the attention of all layers, with choosing and storing. `refreshes`: lists made anew in a step, over
+all layers. `mass_recall`: attention mass of what was read over that of the exact top-k of
 the same size, where anything is selected. `false_local`: KV heads that adaptive took for local though less
 than its threshold of their attention was near, of all it took for local. With `--peer-seconds`, OpenVINO
 GenAI decodes densely behind the same prompt, with needle's own weights, in a process of its own.
@@ -107,7 +107,7 @@ def row(
         "step_ratio_vs_generate": round(plain / timed.step_seconds, 2),
         "attention_ratio_vs_dense": round(dense.attention_seconds / timed.attention_seconds, 2),
         "kv_read_share": round(timed.usage.kv_read_share if timed.usage else 1.0, 4),
-        "refresh_share": refresh_share(timed),
+        "refreshes": refreshes(timed),
         "mass_recall": round(mass_recall(tally.caught), 3) if tally.caught else None,
         "false_local": false_local(tally.caught),
         "accuracy_vs_dense": round(tally.right / tally.dense, 3) if tally.dense else None,
@@ -116,10 +116,10 @@ def row(
     }
 
 
-def refresh_share(timed: Steps) -> float | None:
-    """Of all lists that layers read, those made in that very step; None: the method keeps none."""
+def refreshes(timed: Steps) -> float | None:
+    """Lists made anew in a step, over all layers; None: the method keeps none."""
     usage = timed.usage
-    return round(usage.refreshes / usage.layer_steps, 3) if usage and usage.refreshes else None
+    return round(usage.refreshes / usage.steps, 2) if usage and usage.refreshes else None
 
 
 def main(
