@@ -16,8 +16,9 @@ from headway.engine.cache import KVCache
 from headway.engine.loaded import LoadedModel
 from headway.engine.low_rank import provide_bases
 from headway.engine.messages import SamplingParams, SelectionUsage, Submit
+from headway.engine.methods import prefill as prefill_methods
 from headway.engine.methods.decode import AnyMethod
-from headway.engine.request import Sequence
+from headway.engine.request import Sequence, granule_of
 from headway.engine.runner import ModelRunner
 from headway.engine.sidecars import Sidecar, WrittenPages
 from headway.kernels.store_kv import store_kv
@@ -92,13 +93,19 @@ class Session:
         )
 
     def decode(
-        self, prompt: list[int], method: AnyMethod | None, forced: list[int] | None = None, steps: int = 0
+        self,
+        prompt: list[int],
+        method: AnyMethod | None,
+        forced: list[int] | None = None,
+        steps: int = 0,
+        prefill: prefill_methods.AnyMethod | None = None,
     ) -> Steps:
         """Answer a prompt that has been read: along `forced` tokens, or greedily for `steps` tokens.
 
-        The last tokens of the prompt are computed anew as far as the method must see them, one at least.
+        The last tokens of the prompt are computed anew, by `prefill`, as far as the method must see them, one
+        at least.
         """
-        sequence = self._sequence(prompt, method)
+        sequence = self._sequence(prompt, method, prefill)
         done = Steps()
         start = min(sequence.observed_from, len(prompt) - 1)
         token = -1
@@ -159,10 +166,17 @@ class Session:
         """Give the model back."""
         self.runner.close()
 
-    def _sequence(self, tokens: list[int], method: AnyMethod | None = None) -> Sequence:
+    def _sequence(
+        self,
+        tokens: list[int],
+        method: AnyMethod | None = None,
+        prefill: prefill_methods.AnyMethod | None = None,
+    ) -> Sequence:
         submit = Submit(request_id="benchmark", prompt=tokens, sampling=SamplingParams())
         sequence = Sequence(submit, list(tokens), 4096, rope_length=len(tokens) + 4096, decode=method)
         sequence.pages = self._pages
+        if prefill is not None and len(tokens) > prefill.settings.dense_below:
+            sequence.prefill, sequence.granule = prefill, granule_of(prefill, PAGE_SIZE)
         return sequence
 
 

@@ -88,7 +88,8 @@ def answer(session: PrefillSession, found: list[Document], servings: list[Servin
                 prompt = prefix + ask
                 session.read_chunk(session.prompt(prompt, one.prefill), len(prefix), len(ask), also=kept)
                 tally = one.tallies.setdefault(task, Tally())
-                tally.add([session.decode(prompt, one.decode, forced=right).tokens == right])
+                steps = session.decode(prompt, one.decode, forced=right, prefill=one.prefill)
+                tally.add([steps.tokens == right])
 
 
 def measure(

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from benchmarks.decode_session import CHUNK, PAGE_SIZE, Session, timed_attention
+from benchmarks.decode_session import CHUNK, Session, timed_attention
 from benchmarks.prefill_sampling import Chunks, causal_pairs, sampled
 from headway.engine.batch import Batch, Chunk
 from headway.engine.methods.prefill import AnyMethod
-from headway.engine.request import Sequence, granule_of
+from headway.engine.request import Sequence
 from headway.engine.selection.prompt_reads import PromptReads
 from headway.engine.sidecars import Sidecar
 
@@ -29,10 +29,7 @@ class PrefillSession(Session):
 
     def prompt(self, tokens: list[int], method: AnyMethod | None) -> Sequence:
         """A prompt that has not been read."""
-        sequence = self._sequence(tokens)
-        if method is not None and len(tokens) > method.settings.dense_below:
-            sequence.prefill, sequence.granule = method, granule_of(method, PAGE_SIZE)
-        return sequence
+        return self._sequence(tokens, prefill=method)
 
     def chunks(self, sequence: Sequence) -> Chunks:
         """The chunks in which the engine reads a prompt that is alone."""
