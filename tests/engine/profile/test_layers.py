@@ -145,20 +145,24 @@ def test_too_few_full_layers_for_a_change_of_heads_are_refused():
 
 def test_hylra_keeps_needles_answers_with_the_policy_and_loses_them_with_its_own(needle, profile, tmp_path):
     artefact.save(tmp_path / "layers", profile)
-    haystack = maker(needle)(1536, 1, 4, 5)
-    right = {}
+    haystack = maker(needle)(1536, 1, 12, 6)
+    policies = {"profile": str(tmp_path / "layers"), "own": None}
+    ways = {
+        name: hylra.Method(hylra.Settings(**ALWAYS, budget=128, policy=p)) for name, p in policies.items()
+    }
+    for method in ways.values():
+        method.check(needle.specs, PAGE_SIZE)
+    right = dict.fromkeys(("dense", *ways), 0)
     with reader(needle, 2048) as text:
         text.read(haystack.ids)
-        for name, policy in (("profile", str(tmp_path / "layers")), ("default", None)):
-            method = hylra.Method(hylra.Settings(**ALWAYS, budget=128, policy=policy))
-            method.check(needle.specs, PAGE_SIZE)
-            right[name] = 0
-            for question in haystack.questions:
-                prompt = haystack.ids + question.ask
-                text.read(prompt, start=len(haystack.ids))
-                drawn = text.answer(prompt, question.answer, method).argmax(-1).tolist()
+        for question in haystack.questions:
+            prompt = haystack.ids + question.ask
+            text.read(prompt, start=len(haystack.ids))
+            for name in right:
+                drawn = text.answer(prompt, question.answer, ways.get(name)).argmax(-1).tolist()
                 right[name] += drawn[:-1] == question.answer[1:]
-    assert right == {"profile": len(haystack.questions), "default": 0}
+    assert right["profile"] == right["dense"] > 10
+    assert right["own"] < 3
 
 
 def test_equal_settings_give_equal_profiles(tmp_path):
