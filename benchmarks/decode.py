@@ -8,10 +8,10 @@ over it, along the right answer, and its tokens are compared with dense decoding
 question after question in one answer of 2,000 tokens. Times are means over greedy decode steps after one
 question, all cores, float32. Ratios are speed-ups (above 1: the method is faster); `attention` is the time
 inside the attention of all layers, with choosing and storing. `refreshes`: lists made anew in a step, over
-all layers. `mass_recall`: attention mass of what was read over that of the exact top-k of
-the same size, where anything is selected. `false_local`: KV heads that adaptive took for local though less
-than its threshold of their attention was near, of all it took for local. With `--peer-seconds`, OpenVINO
-GenAI decodes densely behind the same prompt, with needle's own weights, in a process of its own.
+all layers. `mass_recall`: attention mass of what was read over that of the exact top-k of the same size,
+where anything is selected. `false_local`: KV heads that adaptive took for local though less than its
+threshold of their attention was near, of all it took for local. With `--peer-seconds`, OpenVINO GenAI decodes
+densely behind the same prompt, with needle's own weights, in a process of its own.
 
 `--model llama-1b` times a model of that shape with random weights over random KV; its answers mean nothing.
 """
@@ -65,7 +65,7 @@ def measure(session: Session, context: int, found: list[Variant], plan: Plan) ->
     plain = statistics.fmean(generate_seconds(session, prompt, plan.steps))
     dense = greedy(session, prompt, None, plan.steps)
     yield row("dense", 0, context, dense, dense, plain, Tally(1, 1))
-    for kv in OPENVINO_KV if plan.tasks and plan.peer_seconds else ():
+    for kv in OPENVINO_KV if plan.peer_seconds else ():
         yield from openvino(kv, context, prompt, dense, plan)
     for variant, tally in tallies.items():
         if not (variant.method.sees_all and context > SEES_ALL_CONTEXT):
