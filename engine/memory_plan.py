@@ -11,6 +11,7 @@ from headway.engine.config import EngineConfig
 from headway.engine.device_memory import device_memory
 from headway.engine.errors import ConfigError
 from headway.engine.loaded import LoadedModel
+from headway.engine.methods.prefill import AnyMethod
 from headway.engine.recipes import Recipes
 from headway.engine.scheduler import SCORED_ROWS
 from headway.engine.selection.head_route import HeadRoutes
@@ -147,7 +148,7 @@ def plan_memory(
         weights=sum(tensor.nbytes for tensor in tensors),
         page=page,
         sidecars=beside,
-        activations=_measure(loaded, layout, chunk, context),
+        activations=_measure(loaded, layout, chunk, context, recipes.default_prefill),
         logits=rows * loaded.vocab_size * torch.float32.itemsize * COPIES_OF_LOGITS,
         states=config.scheduler.max_running * recipes.state_bytes(most) * COPIES_OF_STATES,
         chunk=chunk,
@@ -243,9 +244,11 @@ def _for_pages(free: int, config: EngineConfig) -> int:
     return int(config.cache.memory_fraction * free)
 
 
-def _measure(loaded: LoadedModel, layout: CacheLayout, chunk: int, context: int) -> int:
+def _measure(
+    loaded: LoadedModel, layout: CacheLayout, chunk: int, context: int, prefill: AnyMethod | None
+) -> int:
     try:
-        return activation_peak(loaded, chunk, context, layout.orders)
+        return activation_peak(loaded, chunk, context, layout.orders, prefill)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ConfigError(
             f"a chunk of {chunk} tokens over {context} cached ones does not fit the memory; lower "

@@ -53,6 +53,11 @@ class Recipes:
         """What must be kept beside the pages for every method that is offered."""
         return self._offers.sidecars
 
+    @property
+    def default_prefill(self) -> prefill.AnyMethod | None:
+        """What serves the prompt of a request that chooses nothing; None: dense."""
+        return self._prefill.method(self._offers.prefill.default)
+
     def state_bytes(self, context: int) -> int:
         """The most that a decode method, as it is offered, remembers of a sequence of `context` tokens."""
         offer = self._offers.decode
