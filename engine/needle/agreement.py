@@ -19,7 +19,7 @@ def main() -> None:
     p.add_argument("--tasks", nargs="+", default=["many_keys", "key_value", "some_keys"], choices=list(TASKS))
     p.add_argument("--haystacks", type=int, default=6, help="per task and length")
     p.add_argument("--questions", type=int, default=24, help="per haystack")
-    p.add_argument("--far", type=int, nargs="+", default=[2], help="layers that see all of a haystack")
+    p.add_argument("--far", type=int, nargs="+", default=[0, 2], help="layers that see all of a haystack")
     p.add_argument("--seed", type=int, default=1, help="of the haystacks")
     p.add_argument("--threads", type=int, default=2, help="of torch")
     args = p.parse_args()

@@ -10,6 +10,7 @@ import argparse
 import math
 import time
 from dataclasses import replace
+from itertools import chain, pairwise, permutations
 from pathlib import Path
 from random import Random
 
@@ -39,7 +40,7 @@ TASKS: dict[str, list[Spec]] = {
         Spec(keys="pair", needles="sentence", filler=f, separator=" ", count=64) for f in ("prose", "english")
     ],
     "many_values": [
-        Spec(keys="noun", needles="sentence", filler="prose", separator=" ", count=4, values_per_key=n)
+        Spec(keys="noun", needles="sentence", filler="prose", separator=" ", count=24, values_per_key=n)
         for n in (2, 4)
     ],
     "many_queries": [
@@ -48,7 +49,7 @@ TASKS: dict[str, list[Spec]] = {
     ],
     "names": [Spec(keys="name", needles="sentence", filler="prose", separator=" ", density=0.3)],
     "uuid": [Spec(keys="uuid", needles="sentence")],
-    **{f"tracking_{n}": [Spec(hops=n, count=1, filler="noise")] for n in (1, 2, 4)},
+    **{f"tracking_{n}": [Spec(hops=n, count=4, filler="noise")] for n in (1, 2, 4)},
 }
 
 
@@ -68,6 +69,15 @@ def depth(haystack: Tensor, value: list[int]) -> float | None:
     same = torch.stack([haystack[i : i + starts] == token for i, token in enumerate(value)])
     found = same.all(0).nonzero()
     return found.item() / len(haystack) if len(found) == 1 else None
+
+
+def orders(coder: Coder, answer: list[int]) -> list[list[int]]:
+    """All other orders of an answer's lines, in ids with the end token."""
+    (line_end,) = coder.ids(["\n"])
+    *said, end = answer
+    ends = [place + 1 for place, token in enumerate(said) if token == line_end]
+    lines = [tuple(said[start:stop]) for start, stop in pairwise([0, *ends])]
+    return [[*chain(*order), end] for order in set(permutations(lines)) - {tuple(lines)}]
 
 
 def plan(length: int, questions: int, tokens: int, least: int) -> tuple[int, int]:
@@ -90,11 +100,24 @@ def evaluate(
     for index in range(haystacks):
         prefix, tails = haystack(coder, task, length, index, questions, seed)
         ids = torch.tensor(prefix)
-        for right, (_, answer) in zip(judge(prefix, tails), tails, strict=True):
+        verdicts = judge(prefix, tails)
+        if TASKS[task][index % len(TASKS[task])].values_per_key > 1:
+            verdicts = _in_any_order(judge, coder, prefix, tails, verdicts)
+        for right, (_, answer) in zip(verdicts, tails, strict=True):
             score.count(right, depth(ids, answer[:-1]))
         score.haystacks += 1
     score.seconds = round(time.time() - begin, 1)
     return score
+
+
+def _in_any_order(
+    judge: Judge, coder: Coder, prefix: list[int], tails: list[Tail], verdicts: list[bool]
+) -> list[bool]:
+    wrong = [row for row, right in enumerate(verdicts) if not right]
+    others = [(row, (tails[row][0], other)) for row in wrong for other in orders(coder, tails[row][1])]
+    right = judge(prefix, [tail for _, tail in others]) if others else []
+    found = {row for (row, _), one in zip(others, right, strict=True) if one}
+    return [one or row in found for row, one in enumerate(verdicts)]
 
 
 def main() -> None:
@@ -106,7 +129,7 @@ def main() -> None:
     p.add_argument("--questions", type=int, default=200, help="questions per task and length")
     p.add_argument("--tokens", type=int, default=500_000, help="tokens read per task and length")
     p.add_argument("--haystacks", type=int, default=8, help="read at least, whatever they cost")
-    p.add_argument("--far", type=int, nargs="+", default=[2], help="layers that see all of long haystacks")
+    p.add_argument("--far", type=int, nargs="+", default=[0, 2], help="layers that see all of long haystacks")
     p.add_argument("--dense-below", type=int, default=8192, help="shorter haystacks are read densely")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int, default=2)

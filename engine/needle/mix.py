@@ -57,16 +57,15 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
     if spec.needles == "line" and spec.separator == " ":
         spec = replace(spec, separator="\n")
     # The harder tasks are learned where they are dense and cheap: on short haystacks.
-    chains, values, queries = (0.1, 0.1, 0.3) if length <= 2048 else (0.05, 0.05, 0.1)
+    chains, values, queries = (0.2, 0.3, 0.12) if length <= 2048 else (0.12, 0.12, 0.15)
     u = rng.random()
     if u < chains:
-        count = rng.choice((1, 1, 2, 4, 8, 16))
+        count = rng.choice((1, 1, 2, 4, 8, 16) if length < LONG else (8, 16, 32))
         filler = rng.choice(FILLERS) if spec.filler == "none" else spec.filler  # chains alone fill nothing
         return "vt", replace(spec, hops=rng.randint(1, 4), count=count, separator="\n", filler=filler)
-    # Which value of a key came first is known to haystack tokens that see the others: not through a window.
-    if u < chains + values and length < LONG:
+    if u < chains + values:
         keys = rng.choice(("noun", "pair"))
-        return "many values", replace(spec, values_per_key=rng.randint(2, 4), keys=keys)
+        return "many values", replace(spec, values_per_key=rng.randint(2, 4), uneven=True, keys=keys)
     if u < chains + values + queries:
         return "many queries", replace(spec, queries=rng.randint(2, 4), keys=rng.choice(("noun", "pair")))
     u = rng.random()
@@ -74,7 +73,7 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
         return "pair", replace(spec, keys=rng.choice(("pair", "hyphen")))
     if u < 0.42:
         return "name", replace(spec, keys=rng.choice(("name", "numbered")))
-    if u < 0.48:
+    if u < 0.52:
         return "uuid", replace(spec, keys="uuid")
     return ("line" if spec.needles == "line" else "sentence"), spec
 

@@ -41,6 +41,7 @@ class Spec:
 
     Attributes:
         count: keys, or None for as many as `density` of the room holds.
+        values_per_key: of each key; at most so many where they are `uneven`.
         wordings: needle and question templates of one sample; 0: one or three.
     """
 
@@ -51,6 +52,7 @@ class Spec:
     count: int | None = None
     density: float = 1.0
     values_per_key: int = 1
+    uneven: bool = False
     queries: int = 1
     hops: int = 0
     questions: int = 1
@@ -62,19 +64,17 @@ class Spec:
     wordings: int = 0
 
 
-def _answer(values: list[str]) -> Pieces:
-    out: Pieces = [values[0]]
-    for value in values[1:]:
-        out += [",", *lead([value])]
-    return out
-
-
 def _named(pairs: list[tuple[Pieces, str]]) -> Pieces:
     out: Pieces = []
     for k, value in pairs:
         # What opens the answer costs no thought, and every key is the token that the question has.
         out += ["," if out else "For", *lead(k), ":", *lead([value])]
     return out
+
+
+def _lines(items: list[str]) -> Pieces:
+    # Behind each line end is either the next item or, where all are said, the end of the answer.
+    return [piece for item in items for piece in (item, "\n")]
 
 
 def _joined(keys: list[Pieces]) -> Pieces:
@@ -168,9 +168,8 @@ def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
         if tuple(k) in table:
             misses += 1
             continue
-        values = [
-            number(rng, spec.digits) for _ in range(spec.values_per_key if many and len(table) < 4 else 1)
-        ]
+        count = rng.randint(1, spec.values_per_key) if spec.uneven else spec.values_per_key
+        values = [number(rng, spec.digits) for _ in range(count)]
         units = [fill(rng.choice(templates), k=k, v=[v]) for v in values]
         cost = sum(len(coder.ids(u)) + gap for u in units)
         if table and used + cost > room:
@@ -178,56 +177,44 @@ def retrieval(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
         table[tuple(k)] = values
         needles += units
         used += cost
-    # Values of one key keep their order in the answer, so shuffle the needles and read the order off.
-    order = list(range(len(needles)))
-    rng.shuffle(order)
-    owners = [(k, v) for k, vs in table.items() for v in vs]
-    shuffled: dict[tuple[str, ...], list[str]] = {k: [] for k in table}
-    for i in order:
-        shuffled[owners[i][0]].append(owners[i][1])
+    rng.shuffle(needles)
     # Where the keys run out, prose fills the rest.
     kind_of_filler = "prose" if spec.filler == "none" and misses >= 50 else spec.filler
     fillers = filler(rng, coder, kind_of_filler, room - used, gap)
-    context = assemble(rng, spec, [needles[i] for i in order], fillers)
+    context = assemble(rng, spec, needles, fillers)
     while fillers and len(coder.ids(context)) > room + 8:
         fillers = fillers[: -1 - len(fillers) // 100]
-        context = assemble(rng, spec, [needles[i] for i in order], fillers)
+        context = assemble(rng, spec, needles, fillers)
 
     def questions(n: int) -> list[Question]:
         keys = list(table)
-        first = keys[: min(4, len(keys))] if many else keys
-        rng.shuffle(first)
+        rng.shuffle(keys)
         out = []
         for i in range(n):
             if spec.queries > 1:
                 chosen = rng.sample(keys, min(spec.queries, len(keys)))
             else:
-                chosen = [first[i % len(first)]]
-            values = [v for k in chosen for v in shuffled[k]]
-            q = Question(fill(rng.choice(asks), k=_joined([list(k) for k in chosen])), _answer(values))
-            if spec.queries > 1:
-                q.answer = _named([(list(k), v) for k in chosen for v in shuffled[k]])
+                chosen = [keys[i % len(keys)]]
+            # Values of one key in any order: haystack tokens need not know which came first.
+            pairs = [(list(k), v) for k in chosen for v in rng.sample(table[k], len(table[k]))]
+            answer = _named(pairs) if spec.queries > 1 else [pairs[0][1]]
+            if many:
+                answer = _lines([v for _, v in pairs])
+            q = Question(fill(rng.choice(asks), k=_joined([list(k) for k in chosen])), answer)
             lesson = rng.random() if spec.layout == "short" else 1.0
             if lesson < 0.25:
                 # Value to key: teaches values to carry their keys.
-                q = Question(fill(rng.choice(asks), k=[values[0]]), list(chosen[0]))
+                q = Question(fill(rng.choice(asks), k=[pairs[0][1]]), pairs[0][0])
             elif lesson < 0.5:
                 # The whole line: teaches the end of a question to carry its key.
-                q = Question(
-                    fill('"{k}"', k=list(chosen[0])), fill(templates[0], k=list(chosen[0]), v=[values[0]])
-                )
+                q = Question(fill('"{k}"', k=pairs[0][0]), fill(templates[0], k=pairs[0][0], v=[pairs[0][1]]))
             opening = templates[0].partition("{v}")[0].rstrip()
-            if (
-                lesson > 0.5
-                and spec.queries == 1
-                and not many
-                and "{k}" in opening
-                and rng.random() < spec.restate
-            ):
+            alone = spec.queries == 1 and not many
+            if lesson > 0.5 and alone and "{k}" in opening and rng.random() < spec.restate:
                 q.prefix = fill(opening, k=list(chosen[0]))
                 if templates[0].partition("{v}")[0].endswith(" "):
                     q.answer = lead(q.answer)
-            elif spec.layout == "free" and rng.random() < 0.1:
+            elif spec.layout == "free" and alone and rng.random() < 0.1:
                 q.prefix = fill(
                     rng.choice(phrases.PREFIXES).replace("{t}", kind), k=_joined([list(k) for k in chosen])
                 )
@@ -270,10 +257,7 @@ def tracking(rng: Random, coder: Coder, length: int, spec: Spec) -> Sample:
     used = sum(len(coder.ids(u)) + 1 for u in needles)
     context = assemble(rng, spec, needles, filler(rng, coder, spec.filler, room - used))
     rng.shuffle(facts)
-    questions = [
-        Question(fill(ask, v=[value]), [chain[0], *(" " + name for name in chain[1:])])
-        for value, chain in facts
-    ]
+    questions = [Question(fill(ask, v=[value]), _lines(chain)) for value, chain in facts]
     sample = Sample(context, questions if spec.question_share else questions[: spec.questions])
     return _frame(rng, replace(spec, layout="free" if spec.layout == "free" else "plain"), sample)
 
@@ -321,7 +305,7 @@ def split(coder: Coder, sample: Sample, questions: list[Question]) -> tuple[list
     joint = [] if spaced else coder.ids([sample.joint])
     prefix = [*opening, coder.user, *coder.ids(sample.context), *joint]
     tails = []
-    for question in {"".join(q.answer): q for q in questions}.values():
+    for question in {tuple(sorted(q.answer)): q for q in questions}.values():
         ask = coder.ids(lead(question.ask) if spaced else question.ask)
         turn = [*ask, coder.end, coder.assistant, *coder.ids(question.prefix)]
         tails.append((turn, [*coder.ids(question.answer), coder.end]))

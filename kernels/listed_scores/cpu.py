@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headway.kernels.cpu_workers import share_out
 from headway.kernels.listed_scores import GroupReduction
 from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
 from headway.kernels.selected_attention.cpu_lists import UnitPlaces, chosen, unit_cells, unit_places
 
 COPY_BYTES = 1024 * 1024  # keys of one product; larger copies fall out of the CPU's cache
+SHARED_BYTES = 1024 * 1024  # keys in all, from which on threads share the lists; meeting costs 50-100 us
 
 
 def listed_scores(
@@ -46,15 +48,22 @@ def _score(
     rows = rows.reshape(batch * num_kv_heads, -1)
     scores = np.empty((batch * num_kv_heads, num_units * unit), dtype=np.float32)
     step = max(1, COPY_BYTES // (4 * dim * rows.shape[1]))
-    for first in range(0, len(rows), step):
-        some = slice(first, first + step)
-        keys = _copy(key_cache, rows[some])
-        products = torch.bmm(torch.from_numpy(groups[some]), keys.transpose(1, 2))  # [lists, G, N]
-        if softcap is not None:
-            products.div_(softcap).tanh_().mul_(softcap)
-            if reduce == "mean":
-                products = products.mean(1, keepdim=True)
-        np.maximum.reduce(products.numpy(), 1, out=scores[some, : rows.shape[1]])
+
+    def score(lists: range) -> None:
+        for first in range(lists.start, lists.stop, step):
+            some = slice(first, min(first + step, lists.stop))
+            keys = _copy(key_cache, rows[some])
+            products = torch.bmm(torch.from_numpy(groups[some]), keys.transpose(1, 2))  # [lists, G, N]
+            if softcap is not None:
+                products.div_(softcap).tanh_().mul_(softcap)
+                if reduce == "mean":
+                    products = products.mean(1, keepdim=True)
+            np.maximum.reduce(products.numpy(), 1, out=scores[some, : rows.shape[1]])
+
+    if 4 * dim * rows.size < SHARED_BYTES:
+        score(range(len(rows)))
+    else:
+        share_out(score, range(len(rows)))
 
     by_list = scores.reshape(batch * num_lists, num_kv_heads // num_lists, -1)
     for one, length in zip(by_list, lengths, strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headway.kernels.cpu_workers import share_out
 from headway.kernels.paged_attention.plan import AttentionPlan
 from headway.kernels.unit_scores import Reduction
 from headway.kernels.unit_scores.cpu_schedule import Run, Schedule, ShortRows, Tile, schedule, short_rows
@@ -79,10 +80,16 @@ def _product(queries: Tensor, rows: Tensor, scale: float, into: Tensor | None = 
     """queries `[Hkv, G, D]` and rows `[Hkv, D, N]` -> `[Hkv, G, N]`."""
     if queries.shape[1] > 1 or rows.numel() < LARGE:
         return torch.baddbmm(UNREAD, queries, rows, beta=0, alpha=scale, out=into)
-    # NumPy reads them in memory's order, as fast as a sum does; a product of one row, at a third of that.
-    alone = np.einsum("hd,hdn->hn", (queries[:, 0] * scale).numpy(), rows.numpy())
-    scores = torch.from_numpy(alone).unsqueeze(1)
-    return scores if into is None else into.copy_(scores)
+    scores = rows.new_empty(len(rows), 1, rows.shape[2]) if into is None else into
+    alone, table, out = (queries[:, 0] * scale).numpy(), rows.numpy(), scores[:, 0].numpy()
+
+    def score(units: range) -> None:
+        some = slice(units.start, units.stop)
+        # NumPy reads them in memory's order, as fast as a sum does; a product of one row, at a third of that.
+        np.einsum("hd,hdn->hn", alone, table[..., some], out=out[:, some])
+
+    share_out(score, range(rows.shape[2]))
+    return scores
 
 
 def _rows(table: Tensor, piece: Run | Tile) -> Tensor:

@@ -166,3 +166,11 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest, _one_thread: None) -> int:
+    """So many threads of PyTorch, for one test."""
+    count: int = request.param
+    torch.set_num_threads(count)
+    return count

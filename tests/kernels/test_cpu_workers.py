@@ -8,14 +8,6 @@ import torch
 from headway.kernels.cpu_workers import share_out
 
 
-@pytest.fixture(params=[1, 2, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
 def test_everything_is_done_once(threads, count):
     done = torch.zeros(10, dtype=torch.int64)

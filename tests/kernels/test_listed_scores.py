@@ -121,10 +121,12 @@ def test_inactive_rows(rows, num_lists):
     check(case, active=active)
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("copy_bytes", [0, 2 * 36 * 32 * 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_in_parts(monkeypatch, kind, copy_bytes):
     monkeypatch.setattr(cpu, "COPY_BYTES", copy_bytes)
+    monkeypatch.setattr(cpu, "SHARED_BYTES", 0)
     check(make_selections([90, 70, 80, 100, 30], 4, width=9, fill="most"), **KINDS[kind])
 
 

