@@ -35,10 +35,20 @@ def errors(*codes: int) -> Responses:
 BODY_ERRORS = (400, 404, 413, 415, 500, 503)
 
 
+# Before OpenAPI 3.2, which has a key of its own for it, the schema of a stream is that of each event.
+_STREAM = {
+    "schema": {
+        "type": "object",
+        "description": "One server-sent event; the last has the data `[DONE]`.",
+        "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+        "required": ["data"],
+    }
+}
+
+
 def generation_responses(whole: type[BaseModel]) -> Responses:
     """Documentation of a route that generates."""
-    stream = {"schema": {"type": "string", "description": "Server-sent events; the last is `data: [DONE]`."}}
-    success = {"model": whole, "description": "The answer.", "content": {"text/event-stream": stream}}
+    success = {"model": whole, "description": "The answer.", "content": {"text/event-stream": _STREAM}}
     return {200: success, **errors(*BODY_ERRORS, 429)}
 
 

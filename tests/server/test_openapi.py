@@ -42,6 +42,14 @@ def test_answers_are_as_documented(mode: GenerationMode, document: Any) -> None:
     check_all_operations(document, mode, 10)
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_streams_are_as_documented(path: str, document: Any) -> None:
+    prompt = {"messages": [{"role": "user", "content": "Hello"}]} if "chat" in path else {"prompt": "Hello"}
+    body = {**prompt, "stream": True, "max_tokens": 3, "stream_options": {"include_usage": True}}
+    answer = document[path]["POST"].Case(body=body).call_and_validate(headers=HEADERS)
+    assert answer.headers["content-type"][0].startswith("text/event-stream")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mode", list(GenerationMode))
