@@ -140,22 +140,16 @@ def test_leaving_aborts(stream: bool, phase: str, app: FastAPI, engine: Scripted
     assert 'vllm:request_success_total{finished_reason="abort",model_name="needle"} 2.0' in metrics
 
 
-def longest_wait(client: httpx.Client, text: str) -> float:
-    """The longest wait for /health while `text` is tokenized, as a share of the time that takes."""
-    tokenizing = threading.Thread(target=lambda: client.post("/tokenize", json={"prompt": text}))
-    start = time.monotonic()
-    tokenizing.start()
-    waits = []
-    while tokenizing.is_alive():
-        asked = time.monotonic()
-        assert client.get("/health").status_code == 200
-        waits.append(time.monotonic() - asked)
-    tokenizing.join()
-    return max(waits) / (time.monotonic() - start)
-
-
 def test_a_long_prompt_does_not_stop_the_others(app: FastAPI) -> None:
     text = "The grass is green. The sky is blue. " * 40_000
     with live(app) as client:
-        # A stopped loop makes one wait of all of it, every time; a busy machine does so now and then.
-        assert any(longest_wait(client, text) < 0.5 for _ in range(3))
+        tokenizing = threading.Thread(target=lambda: client.post("/tokenize", json={"prompt": text}))
+        start = time.monotonic()
+        tokenizing.start()
+        waits = []
+        while tokenizing.is_alive():
+            asked = time.monotonic()
+            assert client.get("/health").status_code == 200
+            waits.append(time.monotonic() - asked)
+        tokenizing.join()
+    assert max(waits) < (time.monotonic() - start) / 2

@@ -40,14 +40,13 @@ def test_short_haystacks_give_the_logits_of_transformers(
 
 @pytest.mark.parametrize("task", ["many_keys", "key_value"])
 def test_verdicts_behind_short_haystacks_are_equal(model: PreTrainedModel, task: str) -> None:
-    text, tails = haystack(Coder(), task, 380, index=0, questions=2 * TOGETHER + 3, seed=3)
+    coder = Coder()
+    text, tails = haystack(coder, task, 380, index=0, questions=2 * TOGETHER + 3, seed=3)
     assert len(tails) > TOGETHER
-    wrong = [(ask, [*wanted[:-2], wanted[-1], wanted[-1]]) for ask, wanted in tails]
+    wrong = [(ask, [*wanted[:-1], coder.user]) for ask, wanted in tails]  # only the end is wrong
     expected = dense(model)(text, tails + wrong)
     assert far(model, [2])(text, tails + wrong) == expected
-    pairs = list(zip(expected[: len(tails)], expected[len(tails) :], strict=True))
-    assert (True, True) not in pairs  # greedy decoding gives one answer
-    assert pairs.count((True, False)) > len(pairs) / 2
+    assert not any(expected[len(tails) :])
 
 
 @pytest.mark.parametrize("layers", [(), (6,), (2, -1)])
