@@ -53,12 +53,17 @@ TASKS: dict[str, list[Spec]] = {
 }
 
 
+def spec_of(task: str, index: int) -> Spec:
+    """What haystack `index` of a task is made by: its kinds take turns."""
+    return TASKS[task][index % len(TASKS[task])]
+
+
 def haystack(
     coder: Coder, task: str, length: int, index: int, questions: int, seed: int
 ) -> tuple[list[int], list[Tail]]:
     """Haystack `index` of a task: common prefix and (question, answer) tails, within `length` tokens."""
     rng = Random(f"needle evaluation {seed} {task} {length} {index}")
-    spec = replace(TASKS[task][index % len(TASKS[task])], questions=questions)
+    spec = replace(spec_of(task, index), questions=questions)
     sample = make(rng, coder, length, spec)
     return split(coder, sample, sample.questions[:questions])
 
@@ -101,7 +106,7 @@ def evaluate(
         prefix, tails = haystack(coder, task, length, index, questions, seed)
         ids = torch.tensor(prefix)
         verdicts = judge(prefix, tails)
-        if TASKS[task][index % len(TASKS[task])].values_per_key > 1:
+        if spec_of(task, index).values_per_key > 1:
             verdicts = _in_any_order(judge, coder, prefix, tails, verdicts)
         for right, (_, answer) in zip(verdicts, tails, strict=True):
             score.count(right, depth(ids, answer[:-1]))
