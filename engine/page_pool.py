@@ -59,14 +59,26 @@ class PagePool:
         self._allocator.hold(page)
         return page
 
-    def take(self) -> int:
-        """A page held once, the least recently used idle one evicted for it if need be.
+    def begin(self, room: int) -> int:
+        """A free page held once, the first of a sequence that will want `room`; see `PageAllocator.begin`."""
+        return self._allocator.begin(room)
+
+    def take(self, after: int | None = None) -> int:
+        """A page held once, if possible the one behind `after`.
 
         The caller has made sure that one is free or idle.
         """
-        if not self.free:
+        self.make_room(1)
+        return self._allocator.take(after)
+
+    def end(self, page: int) -> None:
+        """The sequence whose last page this is wants no more."""
+        self._allocator.end(page)
+
+    def make_room(self, pages: int) -> None:
+        """Evict the least recently used idle pages until so many are free; the caller knows that it works."""
+        for _ in range(pages - self.free):
             self.give_up(next(iter(self._idle)))
-        return self._allocator.take()
 
     def register(self, page: int, digest: bytes) -> None:
         """Make a held page findable."""

@@ -2,35 +2,63 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from heapq import heappop, heappush
+
+import numpy as np
 
 
 class PageAllocator:
     """Reference counts over `num_pages` physical pages; knows nothing of their contents.
 
     A page is free, held by one or more sequences, or unheld: no longer held but not given back either,
-    because the prefix cache keeps its content.
+    because the prefix cache keeps its content. Neighbouring pages are read faster: free pages behind those of
+    a sequence are kept for it as long as there are others.
+
+    Attributes:
+        free: how many pages hold nothing.
     """
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
+        self.free = num_pages
         self._holders = [0] * num_pages
-        self._free = list(range(num_pages))  # a heap: neighbouring pages are read faster
-
-    @property
-    def free(self) -> int:
-        """Pages that hold nothing."""
-        return len(self._free)
+        self._free = np.ones(num_pages, dtype=bool)
+        self._kept = np.zeros(num_pages, dtype=bool)  # of the free ones
 
     def is_held(self, page: int) -> bool:
         """Whether any sequence holds the page."""
         return self._holders[page] > 0
 
-    def take(self) -> int:
-        """The lowest free page, held once. The caller has made sure that there is one."""
-        page = heappop(self._free)
-        self._holders[page] = 1
-        return page
+    def begin(self, room: int) -> int:
+        """A free page, held once, the first of a sequence that will want `room` pages, itself included.
+
+        Where so many lie side by side, the others are kept for it. The caller has made sure that one is free.
+        """
+        open_before = np.concatenate(([0], np.cumsum(self._free & ~self._kept)))
+        starts = np.flatnonzero(open_before[room:] - open_before[:-room] == room)
+        if not len(starts):
+            return self.take()
+        first = int(starts[0])
+        self._kept[first : first + room] = True
+        return self._hold_first(first)
+
+    def take(self, after: int | None = None) -> int:
+        """A free page, held once: the one behind `after` or else the lowest, kept ones last.
+
+        The caller has made sure that there is one.
+        """
+        if after is not None and after + 1 < self.num_pages and self._free[after + 1]:
+            return self._hold_first(after + 1)
+        page = int(np.argmax(self._free & ~self._kept))
+        return self._hold_first(
+            page if self._free[page] and not self._kept[page] else int(np.argmax(self._free))
+        )
+
+    def end(self, page: int) -> None:
+        """The sequence whose last page this is wants no more: those behind it are kept no longer."""
+        for next_page in range(page + 1, self.num_pages):
+            if not self._kept[next_page]:
+                break
+            self._kept[next_page] = False
 
     def hold(self, page: int) -> None:
         """One more sequence holds this held or unheld page."""
@@ -43,7 +71,8 @@ class PageAllocator:
 
     def give_back(self, page: int) -> None:
         """An unheld page becomes free."""
-        heappush(self._free, page)
+        self._free[page] = True
+        self.free += 1
 
     def check(self, block_tables: Iterable[Collection[int]], unheld: Collection[int]) -> None:
         """Prove that free + unheld + held pages are all pages, and that every count is right.
@@ -58,9 +87,17 @@ class PageAllocator:
         held = Counter(page for pages in block_tables for page in pages)
         if any(held[page] != count for page, count in enumerate(self._holders)):
             raise RuntimeError("reference counts differ from the block tables")
-        everything = sorted([*self._free, *unheld, *held])
-        if everything != list(range(self.num_pages)):
+        if np.any(self._kept & ~self._free):
+            raise RuntimeError("a page that is not free is kept for a sequence")
+        everything = sorted([*np.flatnonzero(self._free).tolist(), *unheld, *held])
+        if everything != list(range(self.num_pages)) or self.free != np.count_nonzero(self._free):
             raise RuntimeError(
                 f"{self.free} free + {len(unheld)} cached + {len(held)} held pages are not "
                 f"{self.num_pages} distinct pages"
             )
+
+    def _hold_first(self, page: int) -> int:
+        self._free[page] = self._kept[page] = False
+        self.free -= 1
+        self._holders[page] = 1
+        return page

@@ -21,6 +21,9 @@ from headway.engine.streaming_pages import StreamingPages
 
 DIGEST_BYTES = 32
 
+KEPT_PAGES = 8
+"""Pages behind a prompt's that others take last: an answer that lies behind its prompt is read with it."""
+
 
 def root_digest(*parts: bytes) -> bytes:
     """Where a chain begins: all that changes KV beside the tokens (model, RoPE profile, tenant, recipe)."""
@@ -167,7 +170,12 @@ class PrefixCache:
         if self._streaming is not None:
             self._streaming.admit(sequence, hits)
         sequence.computed = hits * self.page_size
-        while len(sequence.pages) < self.pages_for(len(sequence.tokens)):
+        needed = self.pages_for(len(sequence.tokens))
+        self._pool.make_room(needed - hits)
+        if not hits:
+            whole = self.pages_for(sequence.num_prompt + sequence.max_tokens)
+            sequence.pages.append(self._pool.begin(min(whole, needed + KEPT_PAGES)))
+        while len(sequence.pages) < needed:
             self.grow(sequence)
 
     def can_grow(self, running: Collection[Sequence]) -> bool:
@@ -176,7 +184,7 @@ class PrefixCache:
 
     def grow(self, sequence: Sequence) -> None:
         """Give the sequence one more page; the caller has made sure that one is available."""
-        sequence.pages.append(self._pool.take())
+        sequence.pages.append(self._pool.take(after=sequence.pages[-1]))
 
     def reach(self, sequence: Sequence, end: int) -> None:
         """Give the sequence what computing its tokens up to `end` takes beside its pages."""
@@ -198,6 +206,7 @@ class PrefixCache:
 
     def release(self, sequence: Sequence) -> None:
         """Take all pages from the sequence; full ones stay cached, the tail to be evicted first."""
+        self._pool.end(sequence.pages[-1])
         for page in reversed(sequence.pages):
             self._pool.let_go(page)
         sequence.pages.clear()

@@ -25,11 +25,40 @@ class Batch:
     families: list[str]
 
 
+@dataclass(frozen=True)
+class Mix:
+    """What a run is trained on once long haystacks are reached.
+
+    `shares`: of LENGTHS in its steps. The others: chances of the harder tasks on long haystacks.
+    """
+
+    shares: tuple[int, ...]
+    chains: float = 0.12
+    values: float = 0.12
+    queries: float = 0.15
+    pairs: float = 0.3
+    uuids: float = 0.1
+
+
+MIXES = {
+    "even": Mix(shares=(0, 0, 18, 18, 18, 8, 6, 7, 8, 8, 6, 3)),
+    "lists": Mix(shares=(0, 0, 20, 22, 22, 14, 6, 6, 5, 4, 2, 0), chains=0.2, values=0.2),
+    "keys": Mix(
+        shares=(0, 0, 8, 10, 10, 4, 3, 4, 8, 12, 14, 8),
+        chains=0.06,
+        values=0.06,
+        queries=0.2,
+        pairs=0.5,
+        uuids=0.2,
+    ),
+}
+
+
 def _log_uniform(rng: Random, low: float, high: float) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
-def draw(rng: Random, length: int) -> tuple[str, Spec]:
+def draw(rng: Random, length: int, mix: Mix = MIXES["even"]) -> tuple[str, Spec]:
     """A task family and its specification for one training sample."""
     if length <= 64 or (length <= 256 and rng.random() < 64 / length):
         digits = 3 if rng.random() < 0.6 else None
@@ -57,7 +86,8 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
     if spec.needles == "line" and spec.separator == " ":
         spec = replace(spec, separator="\n")
     # The harder tasks are learned where they are dense and cheap: on short haystacks.
-    chains, values, queries = (0.2, 0.3, 0.12) if length <= 2048 else (0.12, 0.12, 0.15)
+    chains, values, queries = (0.2, 0.3, 0.12) if length < LONG else (mix.chains, mix.values, mix.queries)
+    pairs, uuids = (0.3, 0.1) if length < LONG else (mix.pairs, mix.uuids)
     u = rng.random()
     if u < chains:
         count = rng.choice((1, 1, 2, 4, 8, 16) if length < LONG else (8, 16, 32))
@@ -69,18 +99,18 @@ def draw(rng: Random, length: int) -> tuple[str, Spec]:
     if u < chains + values + queries:
         return "many queries", replace(spec, queries=rng.randint(2, 4), keys=rng.choice(("noun", "pair")))
     u = rng.random()
-    if u < 0.3:
+    if u < pairs:
         return "pair", replace(spec, keys=rng.choice(("pair", "hyphen")))
-    if u < 0.42:
+    if u < pairs + 0.12:
         return "name", replace(spec, keys=rng.choice(("name", "numbered")))
-    if u < 0.52:
+    if u < pairs + 0.12 + uuids:
         return "uuid", replace(spec, keys="uuid")
     return ("line" if spec.needles == "line" else "sentence"), spec
 
 
 def skip(rng: Random, length: int, reach: int = 131072, jumps: int = 4) -> Tensor:
     """Positions [length] with a few jumps, their span log-uniform between the length and `reach`."""
-    extra = int(_log_uniform(rng, length, reach)) - length
+    extra = int(_log_uniform(rng, length, max(length, reach))) - length
     cuts = sorted(rng.randint(0, extra) for _ in range(jumps - 1))
     sizes = [b - a for a, b in zip([0, *cuts], [*cuts, extra], strict=True)]
     steps = torch.ones(length, dtype=torch.long)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headway.engine.needle.coding import Coder
-from headway.engine.needle.mix import Batch, draw
+from headway.engine.needle.mix import Batch, Mix, draw, skip
 from headway.engine.needle.model import CHUNK, SINK, Attend, Layer, Needle, dense, windowed
 from headway.engine.needle.tasks import Tail, make, split
 
@@ -20,16 +20,20 @@ END = 4 * CHUNK
 
 @dataclass
 class Reading:
-    """A haystack and questions that each stand directly behind it, blind to one another."""
+    """A haystack, its positions [n] and questions that each stand behind it, blind to one another."""
 
     ids: Tensor
+    positions: Tensor
     questions: Batch
 
 
-def reading(rng: Random, coder: Coder, length: int, tokens: int) -> Reading:
-    """A haystack of about `length` tokens and questions of up to `tokens` tokens with their answers."""
+def reading(rng: Random, coder: Coder, length: int, tokens: int, mix: Mix, skips: float = 0.0) -> Reading:
+    """A haystack of about `length` tokens and questions of up to `tokens` tokens with their answers.
+
+    `skips`: how often its positions jump, so that it reaches as far as a longer one.
+    """
     while True:
-        family, spec = draw(rng, length)
+        family, spec = draw(rng, length, mix)
         total = length + tokens
         sample = make(rng, coder, total, replace(spec, question_share=tokens / total))
         sample.chat, sample.question_first = True, False
@@ -38,18 +42,22 @@ def reading(rng: Random, coder: Coder, length: int, tokens: int) -> Reading:
             rows.pop()
         if rows:
             break
-    return Reading(torch.tensor([prefix]), line_up(len(prefix), rows, family))
+    n = len(prefix)
+    positions = skip(rng, n) if rng.random() < skips else torch.arange(n)
+    return Reading(torch.tensor([prefix]), positions, line_up(int(positions[-1]) + 1, rows, family))
 
 
 def line_up(length: int, tails: list[Tail], family: str = "") -> Batch:
-    """Questions with their answers as one row, each of them at the position behind `length` tokens."""
+    """Questions with their answers as one row, each of them from position `length` on."""
     ids = [i for ask, answer in tails for i in ask + answer]
     owner = [o for row, (ask, answer) in enumerate(tails) for o in [-1] * len(ask) + [row] * len(answer)]
     positions = [length + i for ask, answer in tails for i in range(len(ask) + len(answer))]
     return Batch(torch.tensor([ids]), torch.tensor([positions]), torch.tensor([owner]), [family] * len(tails))
 
 
-def read(model: Needle, ids: Tensor, far: Collection[int]) -> list[tuple[Tensor, Tensor]]:
+def read(
+    model: Needle, ids: Tensor, far: Collection[int], positions: Tensor | None = None
+) -> list[tuple[Tensor, Tensor]]:
     """Keys and values [1, KV heads, n, d] that questions see of a haystack of N tokens, by layer.
 
     Of the layers `far`, those of all its tokens; of the others, of its beginning and its end. A token of
@@ -59,7 +67,7 @@ def read(model: Needle, ids: Tensor, far: Collection[int]) -> list[tuple[Tensor,
     ends = torch.cat((torch.arange(SINK), torch.arange(max(SINK, n - END), n)))
     kept: list[tuple[Tensor, Tensor]] = []
     surroundings = windowed(n // CHUNK * CHUNK) if n >= CHUNK else dense
-    cos, sin = model.rope(torch.arange(n)[None])
+    cos, sin = model.rope((torch.arange(n) if positions is None else positions)[None])
     x = model.embed_tokens(ids)
     for number, layer in enumerate(cast(list[Layer], model.layers)):
         k, v = layer.self_attn.keys_values(layer.input_layernorm(x), cos, sin)

@@ -17,13 +17,10 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from headway.engine.needle.coding import Coder
-from headway.engine.needle.mix import LENGTHS, LONG, Batch, batch
+from headway.engine.needle.mix import LENGTHS, LONG, MIXES, Batch, batch
 from headway.engine.needle.model import Needle, Shape
 from headway.engine.needle.optim import Muon
 from headway.engine.needle.reading import Reading, answer, read, reading
-
-SHARES = [0, 0, 18, 18, 18, 8, 6, 7, 8, 8, 6, 3]
-"""Shares of LENGTHS in the steps once long haystacks are reached."""
 
 QUESTIONS = 1536
 """Tokens of questions and answers about one long haystack."""
@@ -47,7 +44,7 @@ class Run:
     """Everything a run must remember."""
 
     def __init__(self, args: argparse.Namespace, rank: int) -> None:
-        self.args, self.rank = args, rank
+        self.args, self.rank, self.mix = args, rank, MIXES[args.mix]
         self.coder = Coder()
         torch.manual_seed(args.seed)
         self.model = Needle(
@@ -129,11 +126,11 @@ class Run:
         while True:
             length = LENGTHS[self.stage]
             if length >= LONG:
-                length = lengths.choices(LENGTHS, SHARES)[0]
+                length = lengths.choices(LENGTHS, self.mix.shares)[0]
             elif lengths.random() < 0.33:
                 length = LENGTHS[lengths.randint(max(0, self.stage - 3), self.stage)]
             if length >= LONG:
-                r = reading(rng, self.coder, length, QUESTIONS)
+                r = reading(rng, self.coder, length, QUESTIONS, self.mix, self.args.skips)
                 yield length, r.questions, partial(self.answer, r)
                 continue
             rows = max(1, self.args.tokens // length)
@@ -143,7 +140,7 @@ class Run:
 
     def answer(self, r: Reading) -> Tensor:
         """Hidden states of the questions about a long haystack."""
-        kept = read(self.model, r.ids, self.args.far or range(self.args.layers))
+        kept = read(self.model, r.ids, self.args.far or range(self.args.layers), r.positions)
         return answer(self.model, kept, r.questions)
 
     def update(self, loss: Tensor) -> None:
@@ -253,6 +250,10 @@ def main() -> None:
     p.add_argument(
         "--far", type=int, nargs="*", default=[], help="layers in which questions see all of a long haystack"
     )
+    p.add_argument(
+        "--mix", choices=tuple(MIXES), default="even", help="of lengths and tasks, with long haystacks"
+    )
+    p.add_argument("--skips", type=float, default=0.0, help="chance that positions of a long haystack jump")
     p.add_argument("--stage", type=int, default=0, help="first stage")
     p.add_argument("--last-stage", type=int, default=5, help="last stage; lengths " + str(LENGTHS))
     p.add_argument("--advance", type=float, default=0.9, help="accuracy that ends a stage")

@@ -92,6 +92,9 @@ def _decode(query: Tensor, kv: CpuCache, parts: list[Part], scale: float) -> tup
                 continue
             out = part_out.new_zeros((rows, *part_out.shape[1:]))
             lse = part_lse.new_full((rows, heads), float("-inf"))
+        if part.fresh and not _splits(part):
+            out[part.rows], lse[part.rows] = part_out, part_lse
+            continue
         for i in range(part.batch if _splits(part) else 1):
             new = (part_out[i : i + 1], part_lse[i : i + 1]) if _splits(part) else (part_out, part_lse)
             out[part.rows], lse[part.rows] = add_part(out[part.rows], lse[part.rows], *new)

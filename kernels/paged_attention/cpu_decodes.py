@@ -33,6 +33,7 @@ class InPlace(NamedTuple):
     length: int
     batch: int
     split: bool
+    fresh: bool = False  # no part before it has keys of these rows
 
 
 class Gathered(NamedTuple):
@@ -43,6 +44,7 @@ class Gathered(NamedTuple):
     length: int
     batch: int
     padding: Tensor | None  # [batch, 1, 1, length], 0 or -inf
+    fresh: bool = False  # no part before it has keys of these rows
 
 
 Part = InPlace | Gathered
@@ -76,7 +78,17 @@ def schedule_decodes(
     pieces = _pieces([run for run in runs if run not in taken], cost.gather_tokens)
     parts += [_gathered(group) for group in _alike(pieces, cost.gather_tokens)]
     parts.sort(key=lambda part: part.rows != slice(0, len(decodes)) if isinstance(part.rows, slice) else True)
-    return parts
+    return list(_marked(parts))
+
+
+def _marked(parts: list[Part]) -> Iterator[Part]:
+    """The same, those that are the first of all their rows marked as fresh."""
+    seen: set[int] = set()
+    for part in parts:
+        rows = part.rows
+        own = set(range(rows.start, rows.stop) if isinstance(rows, slice) else rows.tolist())
+        yield part if own & seen else part._replace(fresh=True)
+        seen |= own
 
 
 def _runs(plan: AttentionPlan, row: int, b: int, window: int | None) -> Iterator[Run]:
