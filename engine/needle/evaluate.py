@@ -3,10 +3,11 @@
 Asks about 200 questions a cell, about as many haystacks as a number of tokens makes: facts and questions of
 one haystack are worded alike, so many haystacks tell more than many questions. Short haystacks are read
 densely, long ones in linear time. Cells that FILE holds are not asked again: just repeat a command that was
-interrupted.
+interrupted. It is of one subject, weights and a way of reading, and refused for another.
 """
 
 import argparse
+import hashlib
 import math
 import time
 from dataclasses import replace
@@ -125,6 +126,12 @@ def _in_any_order(
     return [one or row in found for row, one in enumerate(verdicts)]
 
 
+def subject(weights: Path, far_layers: list[int], dense_below: int) -> str:
+    """Weights and how they read haystacks, in a word."""
+    digest = hashlib.blake2b((weights / "model.safetensors").read_bytes(), digest_size=8).hexdigest()
+    return f"{digest}, dense below {dense_below}, then far in {' '.join(map(str, far_layers))}"
+
+
 def main() -> None:
     """Command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -149,7 +156,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model, coder = load(args.weights), Coder()
     densely, linearly = dense(model), far(model, args.far)
-    scores = saved(args.json) if args.json else []
+    about = subject(args.weights, args.far, args.dense_below)
+    try:
+        scores = saved(args.json, about) if args.json else []
+    except ValueError as error:
+        p.error(f"--json: {error}")
     known = {(score.task, score.length) for score in scores}
     for length in args.lengths:
         judge = densely if length < args.dense_below else linearly
@@ -158,6 +169,7 @@ def main() -> None:
             if (task, length) in known:
                 continue
             score = evaluate(judge, coder, task, length, haystacks, questions, args.seed)
+            score.subject = about
             print(score.line(), flush=True)
             scores.append(score)
             if args.json:

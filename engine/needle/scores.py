@@ -18,6 +18,7 @@ class Score:
 
     Attributes:
         seconds: time that making, reading and asking took.
+        subject: what answered: weights, and how they read.
         right_at, asked_at: right and n again by tenth of the haystack, for facts whose place is known.
     """
 
@@ -27,6 +28,7 @@ class Score:
     n: int = 0
     haystacks: int = 0
     seconds: float = 0.0
+    subject: str = ""
     right_at: list[int] = field(default_factory=_depths)
     asked_at: list[int] = field(default_factory=_depths)
 
@@ -57,11 +59,19 @@ def append(path: Path, score: Score) -> None:
         file.write(json.dumps(asdict(score)) + "\n")
 
 
-def saved(path: Path) -> list[Score]:
-    """The scores in a file; none where there is no file."""
+def saved(path: Path, subject: str | None = None) -> list[Score]:
+    """The scores in a file; none where there is no file.
+
+    Raises:
+        ValueError: it holds scores of another subject.
+    """
     if not path.exists():
         return []
-    return [Score(**json.loads(line)) for line in path.read_text().splitlines()]
+    scores = [Score(**json.loads(line)) for line in path.read_text().splitlines()]
+    for score in scores:
+        if subject is not None and score.subject != subject:
+            raise ValueError(f"{path} holds scores of {score.subject!r}, these are of {subject!r}")
+    return scores
 
 
 def _share(right: int, n: int) -> str:

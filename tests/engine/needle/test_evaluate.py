@@ -87,13 +87,26 @@ def test_a_repeated_command_asks_only_what_its_file_lacks(
     file = tmp_path / "scores.json"
     common = ("--questions", 2, "--haystacks", 1, "--tokens", 0, "--json", file, "--lengths", 512, "--tasks")
     run(monkeypatch, *common, "uuid")
-    run(monkeypatch, *common, "uuid", "many_keys", "--dense-below", 512)
+    run(monkeypatch, *common, "uuid", "many_keys")
     assert [(s.task, s.length, s.n) for s in saved(file)] == [("uuid", 512, 2), ("many_keys", 512, 2)]
     capsys.readouterr()
     run(monkeypatch, "--table", file)
     printed = capsys.readouterr().out
     assert "| many_keys | " in printed
     assert "| tokens | 0–10 % |" in printed
+
+
+def test_a_file_is_of_one_way_of_reading(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "scores.json"
+    common = ("--questions", 1, "--haystacks", 1, "--tokens", 0, "--json", file, "--lengths", 512)
+    run(monkeypatch, *common, "--tasks", "uuid")
+    before = file.read_text()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *common, "--tasks", "many_keys", "--dense-below", 512)
+    assert "dense below 8192, then far in 0 2" in capsys.readouterr().err
+    assert file.read_text() == before
 
 
 @pytest.mark.parametrize("arguments", [("--questions", 0), ("--haystacks", 0), ("--lengths", 512, -1)])

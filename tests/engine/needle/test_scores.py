@@ -42,6 +42,14 @@ def test_a_file_gives_back_what_was_appended(tmp_path: Path) -> None:
     assert saved(path) == scores
 
 
+def test_a_file_of_another_subject_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    append(path, Score("single", 512, subject="old weights"))
+    assert saved(path, "old weights") == saved(path)
+    with pytest.raises(ValueError, match="'old weights', these are of 'new weights'"):
+        saved(path, "new weights")
+
+
 def test_tables_add_up_and_show_what_is_missing() -> None:
     first, second = Score("single", 1024), Score("uuid", 512)
     for right, depth in ((True, 0.0), (False, 0.05), (True, 0.99)):
