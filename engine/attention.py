@@ -9,6 +9,7 @@ import torch
 from headway.engine import forward_context
 from headway.engine.cache import KVCache
 from headway.engine.cache_layout import HeadOrder
+from headway.engine.forward_context import LayerCall, rows
 from headway.engine.latent import LatentProjection
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.selection.layer_cache import LayerCache
@@ -34,7 +35,7 @@ def attend(
     context = forward_context.current()
     if context is None:
         raise RuntimeError("this model is attached to the engine; it runs only through its ModelRunner")
-    return context.attend(module, query, key, value, attention_mask, options), None
+    return context.attend(LayerCall(module, query, key, value, attention_mask, options)), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +64,18 @@ class PagedStep:
     orders: Mapping[int, HeadOrder] = field(default_factory=dict)
     streaming: tuple[KVCache, torch.Tensor] | None = None
 
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,  # noqa: ARG002 - the mask is in the plan and the spec
-        options: Mapping[str, Any],  # noqa: ARG002 - the spec holds what the probe saw
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
         """Write keys, values and sidecars to their pages, then attend over the pages."""
-        spec = self.specs[int(module.layer_idx)]  # type: ignore[arg-type]
+        spec = self.specs[call.layer_idx]
         order = self.orders.get(spec.layer_idx)
-        rows, new_key, new_value = _rows(query), _rows(key), _rows(value)
+        query, new_key, new_value = rows(call.query), rows(call.key), rows(call.value)
         if order is not None:
             spec = order.spec
-            rows, new_key, new_value = order.rows(rows), order.rows(new_key), order.rows(new_value)
+            query, new_key, new_value = order.rows(query), order.rows(new_key), order.rows(new_value)
         cache = self._layer(spec, order)
         latent = self.latents.get(spec.layer_idx)
         if latent is not None:
-            rows = latent.absorb(rows)
+            query = latent.absorb(query)
             new_key = torch.cat((new_key, new_value), dim=-1)
             store_kv(new_key, None, cache.key_cache, None, self.slot_mapping)
         elif spec.owns_cache:
@@ -91,9 +84,9 @@ class PagedStep:
             kept = new_key[:, : cache.key_cache.shape[2]]
             cache.store.write(spec.layer_idx, kept, cache.key_cache, self.written, self.slot_mapping)
         if self.selection is not None and spec.window is None:
-            output = self.selection.attend(rows, cache)
+            output = self.selection.attend(query, cache)
         else:
-            output, _ = cache.attend(rows, self.plans)
+            output, _ = cache.attend(query, self.plans)
         if order is not None:
             output = order.restored(output)
         return (output if latent is None else latent.expand(output)).unsqueeze(0)
@@ -112,8 +105,3 @@ class PagedStep:
         if cache.streaming is not None and self.streaming is not None:
             streaming, (_, slots) = cache.streaming, self.streaming
             store_kv(key[:, kept:], value[:, kept:], streaming.key_cache, streaming.value_cache, slots)
-
-
-def _rows(states: torch.Tensor) -> torch.Tensor:
-    """[1, H, T, D] → [T, H, D], a view."""
-    return states.squeeze(0).transpose(0, 1)

@@ -6,9 +6,35 @@ that a compiler can read it.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+
+
+class LayerCall(NamedTuple):
+    """What an attention layer hands over.
+
+    Attributes:
+        query, key, value: [1, Hq, T, Dk], [1, Hkv, T, Dk], [1, Hkv, T, Dv], any strides.
+        mask, options: what the model says of them; once a layer is probed, its spec holds that.
+    """
+
+    module: torch.nn.Module
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    options: Mapping[str, Any]
+
+    @property
+    def layer_idx(self) -> int:
+        """The layer's number."""
+        return int(self.module.layer_idx)  # type: ignore[arg-type]
+
+
+def rows(states: torch.Tensor) -> torch.Tensor:
+    """[1, H, T, D] → [T, H, D], a view."""
+    return states.squeeze(0).transpose(0, 1)
 
 
 class ForwardContext(Protocol):
@@ -22,23 +48,8 @@ class ForwardContext(Protocol):
     @property
     def rope_groups(self) -> Sequence[tuple[int, torch.Tensor]]: ...
 
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        options: Mapping[str, Any],
-    ) -> torch.Tensor:
-        """Attend for one layer.
-
-        Args:
-            query, key, value: [1, Hq, T, Dk], [1, Hkv, T, Dk], [1, Hkv, T, Dv], any strides.
-
-        Returns:
-            [1, T, Hq, Dv].
-        """
+    def attend(self, call: LayerCall) -> torch.Tensor:
+        """Attend for one layer; returns [1, T, Hq, Dv]."""
         ...
 
 

@@ -9,7 +9,6 @@ prompt's own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from headway.engine import forward_context
 from headway.engine.attention import PagedStep
 from headway.engine.cache import KVCache
 from headway.engine.errors import ConfigError
+from headway.engine.forward_context import LayerCall, rows
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.loaded import LoadedModel
 from headway.engine.lone_step import lone_step
@@ -93,18 +93,10 @@ class _Pooling:
     def rope_groups(self) -> Sequence[tuple[int, Tensor]]:
         return self.step.rope_groups
 
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        options: Mapping[str, Any],
-    ) -> Tensor:
-        spec = self.layers.get(int(module.layer_idx))  # type: ignore[arg-type]
+    def attend(self, call: LayerCall) -> Tensor:
+        spec = self.layers.get(call.layer_idx)
         if spec is not None:
-            rows = query.squeeze(0).transpose(0, 1)
-            plain = rows if spec.rotation is None else spec.rotation.turn(rows, -self.places)
+            queries = rows(call.query)
+            plain = queries if spec.rotation is None else spec.rotation.turn(queries, -self.places)
             self.means[spec.layer_idx] = plain.float().mean((0, 1))
-        return self.step.attend(module, query, key, value, attention_mask, options)
+        return self.step.attend(call)

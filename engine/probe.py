@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from headway.engine import forward_context, rope_style
 from headway.engine.errors import ModelRefused
+from headway.engine.forward_context import LayerCall
 from headway.engine.latent import LatentProjection, projections
 from headway.engine.layer_spec import LayerSpec, RopeStyle
 from headway.engine.masks import MaskProbe
@@ -22,15 +23,6 @@ PROBE_TOKENS = 9
 UNDERSTOOD_TENSORS = {"s_aux", "position_ids"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    mask: torch.Tensor | None
-    options: Mapping[str, Any]
-
-
 @dataclass(slots=True)
 class _Recorder:
     """A forward context that keeps every call and returns zeros, so that hidden states do not depend on the
@@ -38,27 +30,20 @@ class _Recorder:
 
     latents: Mapping[int, LatentProjection]
     masks: MaskProbe = field(default_factory=MaskProbe)
-    calls: dict[int, _Call] = field(default_factory=dict)
+    calls: dict[int, LayerCall] = field(default_factory=dict)
     rope_groups: Sequence[tuple[int, torch.Tensor]] = ()
 
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        options: Mapping[str, Any],
-    ) -> torch.Tensor:
-        layer_idx = getattr(module, "layer_idx", None)
+    def attend(self, call: LayerCall) -> torch.Tensor:
+        layer_idx = getattr(call.module, "layer_idx", None)
         if not isinstance(layer_idx, int):
-            raise ModelRefused(f"an attention layer ({type(module).__name__}) has no number")
+            raise ModelRefused(f"an attention layer ({type(call.module).__name__}) has no number")
         if layer_idx in self.calls:
             raise ModelRefused(f"layer {layer_idx} attends twice in one forward pass")
-        self.calls[layer_idx] = _Call(query, key, value, attention_mask, options)
+        self.calls[layer_idx] = call
         latent = self.latents.get(layer_idx)
-        value_dim = value.shape[-1] if latent is None else latent.value_dim
-        return query.new_zeros(1, query.shape[2], query.shape[1], value_dim)
+        value_dim = call.value.shape[-1] if latent is None else latent.value_dim
+        _, num_heads, tokens, _ = call.query.shape
+        return call.query.new_zeros(1, tokens, num_heads, value_dim)
 
 
 def probe(model: PreTrainedModel, longest: int) -> tuple[LayerSpec, ...]:
@@ -122,7 +107,7 @@ def _record(model: PreTrainedModel, *, identity: bool) -> tuple[_Recorder, list[
     return recorder, rope_outputs
 
 
-def _check(layer_idx: int, call: _Call) -> None:
+def _check(layer_idx: int, call: LayerCall) -> None:
     unknown = [
         name
         for name, value in call.options.items()
@@ -143,7 +128,7 @@ def _check(layer_idx: int, call: _Call) -> None:
 def _spec(
     layer_idx: int,
     source: int,
-    call: _Call,
+    call: LayerCall,
     window: int | None,
     rope: tuple[RopeStyle, Rotation | None],
     latent: LatentProjection | None,

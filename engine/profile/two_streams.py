@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from headway.engine import forward_context
+from headway.engine.forward_context import LayerCall
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.loaded import LoadedModel
 from headway.engine.patch import attached
@@ -127,16 +128,8 @@ class _Step:
     switched: bool = False
     full: dict[int, Tensor] = field(default_factory=dict)
 
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,  # noqa: ARG002 - the spec says what a layer sees
-        options: Mapping[str, Any],  # noqa: ARG002 - the spec holds what the probe saw
-    ) -> Tensor:
-        spec = self.specs[int(module.layer_idx)]  # type: ignore[arg-type]
+    def attend(self, call: LayerCall) -> Tensor:
+        spec, query, key, value = self.specs[call.layer_idx], call.query, call.key, call.value
         if spec.window is not None:
             return _near(query, key, value, spec, Streaming(0, spec.window, self.shape.tile), spec.window)
         if self.gates is None or spec.layer_idx not in self.gates:

@@ -16,6 +16,7 @@ from headway.engine import forward_context, latent
 from headway.engine.attention import PagedStep
 from headway.engine.cache import KVCache
 from headway.engine.errors import ConfigError
+from headway.engine.forward_context import LayerCall, rows
 from headway.engine.layer_spec import LayerSpec
 from headway.engine.loaded import LoadedModel
 from headway.engine.lone_step import lone_step
@@ -136,23 +137,15 @@ class _Watched:
     def rope_groups(self) -> Sequence[tuple[int, Tensor]]:
         return self.step.rope_groups
 
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        options: Mapping[str, Any],
-    ) -> Tensor:
-        output = self.step.attend(module, query, key, value, attention_mask, options)
-        spec = self.step.specs[int(module.layer_idx)]  # type: ignore[arg-type]
+    def attend(self, call: LayerCall) -> Tensor:
+        output = self.step.attend(call)
+        spec = self.step.specs[call.layer_idx]
         if spec.layer_idx in self.silenced:
             output[..., self.silenced[spec.layer_idx], :] = 0
         if self.watch is not None:
-            rows = query.squeeze(0).transpose(0, 1)
+            queries = rows(call.query)
             projection = self.step.latents.get(spec.layer_idx)
             pages, _ = self.step.cache.pages(spec.kv_source)
             keys = pages.flatten(0, 1)[: self.length]
-            self.watch(spec, rows if projection is None else projection.absorb(rows), keys)
+            self.watch(spec, queries if projection is None else projection.absorb(queries), keys)
         return output

@@ -68,7 +68,7 @@ def test_forward_contexts_do_not_nest():
     class Context:
         rope_groups = ()
 
-        def attend(self, module, query, key, value, attention_mask, options):
+        def attend(self, call):
             raise NotImplementedError
 
     outer = Context()

@@ -5,6 +5,7 @@ import torch
 
 from headway.engine import forward_context
 from headway.engine.cache import KVCache, page_bytes
+from headway.engine.forward_context import rows
 from headway.engine.patch import attached
 
 
@@ -91,9 +92,9 @@ def _query_is_strided(loaded) -> bool:
     class Recorder:
         rope_groups = ()
 
-        def attend(self, _module, query, _key, value, _mask, _options):
-            found.append(not query[0].transpose(0, 1).is_contiguous())
-            return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])
+        def attend(self, call):
+            found.append(not rows(call.query).is_contiguous())
+            return call.query.new_zeros(1, call.query.shape[2], call.query.shape[1], call.value.shape[-1])
 
     with torch.inference_mode(), attached(loaded.model), forward_context.entered(Recorder()):
         loaded.model(input_ids=torch.arange(5).unsqueeze(0), use_cache=False)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from headway.engine import forward_context
+from headway.engine.forward_context import rows
 from headway.engine.patch import attached
 
 CONSTANT = ["llama", "llama-llama3", "llama-yarn", "stablelm", "glm4", "gemma3", "cohere2", "deepseek-v2"]
@@ -16,10 +17,11 @@ def queries(loaded, start: int) -> dict[int, torch.Tensor]:
     class Recorder:
         rope_groups = ()
 
-        def attend(self, module, query, _key, value, _mask, _options):
-            found[module.layer_idx] = query[0].transpose(0, 1)
-            width = module.v_head_dim if hasattr(module, "v_head_dim") else value.shape[-1]
-            return query.new_zeros(1, query.shape[2], query.shape[1], width)
+        def attend(self, call):
+            found[call.layer_idx] = rows(call.query)
+            latent = hasattr(call.module, "v_head_dim")
+            width = call.module.v_head_dim if latent else call.value.shape[-1]
+            return call.query.new_zeros(1, call.query.shape[2], call.query.shape[1], width)
 
     tokens = torch.arange(5).unsqueeze(0)
     with torch.inference_mode(), attached(loaded.model), forward_context.entered(Recorder()):
