@@ -66,6 +66,9 @@ class LimitsConfig(Section):
 
     max_n: Positive = 16
     max_logprobs: Annotated[int, Field(ge=0)] = 20
+    max_prompt_logprobs: Annotated[int, Field(ge=0)] = Field(
+        1_000_000, description="Prompt tokens times n times (logprobs + 1) of an echoed prompt."
+    )
     max_stop_strings: Positive = 16
     max_logit_bias: Positive = 1024
 

@@ -10,6 +10,9 @@ HeadwayError
 └── EngineDead           the engine process has ended or hangs → HTTP 503
 """
 
+import re
+from collections.abc import Mapping
+
 
 class HeadwayError(Exception):
     """Base of every error that Headway raises on purpose."""
@@ -34,6 +37,14 @@ class RequestError(HeadwayError):
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+def renamed(error: RequestError, fields: Mapping[str, str]) -> RequestError:
+    """The same error in the words of a request that calls some fields otherwise."""
+    field = error.field
+    if field is None or field not in fields:
+        return error
+    return type(error)(re.sub(rf"^{field}\b", fields[field], str(error)), fields[field])
 
 
 class ContextTooLong(RequestError):

@@ -59,8 +59,8 @@ class PagePool:
         self._allocator.hold(page)
         return page
 
-    def begin(self, room: int) -> int:
-        """A free page held once, the first of a sequence that will want `room`; see `PageAllocator.begin`."""
+    def begin(self, room: int) -> range:
+        """The first page of a sequence, held, and those kept for it; see `PageAllocator.begin`."""
         return self._allocator.begin(room)
 
     def take(self, after: int | None = None) -> int:
@@ -71,9 +71,9 @@ class PagePool:
         self.make_room(1)
         return self._allocator.take(after)
 
-    def end(self, page: int) -> None:
-        """The sequence whose last page this is wants no more."""
-        self._allocator.end(page)
+    def end(self, room: range) -> None:
+        """The sequence for which these pages were kept wants no more."""
+        self._allocator.end(room)
 
     def make_room(self, pages: int) -> None:
         """Evict the least recently used idle pages until so many are free; the caller knows that it works."""

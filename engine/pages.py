@@ -28,18 +28,20 @@ class PageAllocator:
         """Whether any sequence holds the page."""
         return self._holders[page] > 0
 
-    def begin(self, room: int) -> int:
-        """A free page, held once, the first of a sequence that will want `room` pages, itself included.
+    def begin(self, room: int) -> range:
+        """Pages for a sequence that will want `room`: the first is held once, the others are kept for it.
 
-        Where so many lie side by side, the others are kept for it. The caller has made sure that one is free.
+        Where not so many lie side by side, it is one page. The caller has made sure that one is free.
         """
         open_before = np.concatenate(([0], np.cumsum(self._free & ~self._kept)))
         starts = np.flatnonzero(open_before[room:] - open_before[:-room] == room)
         if not len(starts):
-            return self.take()
+            page = self.take()
+            return range(page, page + 1)
         first = int(starts[0])
         self._kept[first : first + room] = True
-        return self._hold_first(first)
+        self._hold_first(first)
+        return range(first, first + room)
 
     def take(self, after: int | None = None) -> int:
         """A free page, held once: the one behind `after` or else the lowest, kept ones last.
@@ -53,12 +55,9 @@ class PageAllocator:
             page if self._free[page] and not self._kept[page] else int(np.argmax(self._free))
         )
 
-    def end(self, page: int) -> None:
-        """The sequence whose last page this is wants no more: those behind it are kept no longer."""
-        for next_page in range(page + 1, self.num_pages):
-            if not self._kept[next_page]:
-                break
-            self._kept[next_page] = False
+    def end(self, room: range) -> None:
+        """The sequence for which these pages were kept wants no more."""
+        self._kept[room.start : room.stop] = False
 
     def hold(self, page: int) -> None:
         """One more sequence holds this held or unheld page."""

@@ -174,7 +174,8 @@ class PrefixCache:
         self._pool.make_room(needed - hits)
         if not hits:
             whole = self.pages_for(sequence.num_prompt + sequence.max_tokens)
-            sequence.pages.append(self._pool.begin(min(whole, needed + KEPT_PAGES)))
+            sequence.room = self._pool.begin(min(whole, needed + KEPT_PAGES))
+            sequence.pages.append(sequence.room.start)
         while len(sequence.pages) < needed:
             self.grow(sequence)
 
@@ -206,7 +207,8 @@ class PrefixCache:
 
     def release(self, sequence: Sequence) -> None:
         """Take all pages from the sequence; full ones stay cached, the tail to be evicted first."""
-        self._pool.end(sequence.pages[-1])
+        self._pool.end(sequence.room)
+        sequence.room = range(0)
         for page in reversed(sequence.pages):
             self._pool.let_go(page)
         sequence.pages.clear()

@@ -21,6 +21,7 @@ class Sequence:
         computed: tokens whose KV is in the cache; a preempted sequence starts again at 0 (or at a cache hit).
         pages: physical pages that hold those tokens, in order.
         streaming_pages: the same for heads that stream, where these have pages of their own.
+        room: physical pages side by side that the sequence began in; those that are free are kept for it.
         cached: prompt tokens that the first admission found in the prefix cache; -1 before admission.
         rope_length: length that length-dependent RoPE is fixed at, chosen at admission.
         arrival: when it came, in seconds: a prompt gains on shorter ones by waiting.
@@ -44,6 +45,7 @@ class Sequence:
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     streaming_pages: list[int] = field(default_factory=list)
+    room: range = range(0)
     cached: int = -1
     finish_reason: FinishReason | None = None
     digests: list[bytes] = field(default_factory=list)

@@ -96,9 +96,13 @@ class ChatTemplate:
                 "continue_final_message",
             )
         self._check_variables(variables or {})
+        template = self._tokenizer.get_chat_template(tools=tools)
+        plain = _plain(messages)
+        if "developer" not in template:  # it would leave the message out, or write it as nothing it knows
+            plain = [{**m, "role": "system"} if m["role"] == "developer" else m for m in plain]
         job = RenderJob(
-            template=self._tokenizer.get_chat_template(tools=tools),
-            messages=[self._mark(message) for message in _plain(messages)],
+            template=template,
+            messages=[self._mark(message) for message in plain],
             tools=None if tools is None else self._control.mark(list(tools)),
             variables={**self._special_tokens, **self._control.mark(dict(variables or {}))},
             add_generation_prompt=add_generation_prompt,

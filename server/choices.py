@@ -76,7 +76,9 @@ class CompletionChoice:
     def start(self, event: Started) -> None:
         """Prepare what `echo` shows of the prompt; takes long for long prompts."""
         if self._prompt is not None and event.prompt_logprobs is not None:
-            self._pending_logprobs = prompt_logprobs(self._tokenizer, self._prompt, event.prompt_logprobs)
+            self._pending_logprobs = prompt_logprobs(
+                self._tokenizer, self._prompt, self._prompt_text, event.prompt_logprobs
+            )
 
     def delta(self, piece: Piece) -> Json:
         """`choices[i]` of a streamed text_completion."""

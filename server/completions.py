@@ -32,20 +32,20 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     most = service.settings.server.max_prompts
     if len(body.prompt) > most:
         raise RequestError(f"prompt: at most {most} prompts a request, not {len(body.prompt)}", "prompt")
-    most = service.settings.engine.scheduler.max_queued_requests
-    if len(body.prompt) * n > most:
-        raise RequestError(f"prompts times n may be {most} at most, which is what the queue holds", "prompt")
     limits = service.settings.engine.limits
+    prompts = [await _tokens(service, prompt, body.add_special_tokens is not False) for prompt in body.prompt]
+    room = service.engine.info.max_context - max(map(len, prompts))
     sampling = sampling_params(
         body,
         limits,
-        max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
+        max_tokens=body.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, room)),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
+    if body.echo and body.logprobs is not None:
+        _check_scores(sum(map(len, prompts)) * n * (body.logprobs + 1), limits.max_prompt_logprobs)
     text = text_options(body, limits)
     wished = wishes(body.headway, service.offers)
-    prompts = [await _tokens(service, prompt, body.add_special_tokens is not False) for prompt in body.prompt]
     job = Job.build("cmpl", body, prompts, sampling, text, wished)
     echoes = [await _text(service, prompt) if body.echo else "" for prompt in body.prompt]
     choices = [
@@ -60,6 +60,14 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     ]
     answer = Answer(service, job, "text_completion", "text_completion", choices)
     return await answer.respond(request, body)
+
+
+def _check_scores(entries: int, most: int) -> None:
+    if entries > most:
+        raise RequestError(
+            f"with echo, prompt tokens times n times (logprobs + 1) may be {most} at most, not {entries}",
+            "logprobs",
+        )
 
 
 async def _tokens(service: Service, prompt: str | list[int], add_special_tokens: bool) -> list[int]:

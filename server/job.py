@@ -2,11 +2,13 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from headway.engine.config import SchedulerConfig
+from headway.engine.errors import RequestError, renamed
 from headway.engine.messages import SamplingParams, Submit
 from headway.engine.request import check
 from headway.server.generation import GenerationEvent, generate
@@ -31,6 +33,7 @@ class Job:
     priority: int
     cache_salt: str
     progress: bool
+    fields: Mapping[str, str]
 
     @classmethod
     def build(
@@ -41,8 +44,12 @@ class Job:
         sampling: SamplingParams,
         text: TextOptions,
         wishes: Wishes,
+        fields: Mapping[str, str] | None = None,
     ) -> "Job":
-        """A job with a fresh id that begins with `kind`."""
+        """A job with a fresh id that begins with `kind`.
+
+        `fields`: what the request calls the engine's fields, where it does so otherwise.
+        """
         options = body.stream_options
         return cls(
             id=f"{kind}-{uuid.uuid4().hex}",
@@ -55,6 +62,7 @@ class Job:
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
             progress=bool(body.stream and options and options.include_progress),
+            fields=fields or {},
         )
 
     def _sampling(self, choice: int) -> SamplingParams:
@@ -62,11 +70,26 @@ class Job:
         seed = self.sampling.seed
         return self.sampling if seed is None else replace(self.sampling, seed=seed + choice)
 
+    def _check_queue(self, queue: SchedulerConfig) -> None:
+        """Refuse what could never be queued together."""
+        answers = len(self.prompts) * self.n
+        tokens = sum(map(len, self.prompts)) * self.n
+        for what, wanted, most in (
+            ("prompts", answers, queue.max_queued_requests),
+            ("prompt tokens", tokens, queue.max_queued_tokens),
+        ):
+            if answers > 1 and wanted > most:
+                raise RequestError(
+                    f"{what} times n may be {most} at most, which is what the queue holds, not {wanted}",
+                    "prompt" if len(self.prompts) > 1 else "n",
+                )
+
     def run(self, service: Service) -> AsyncGenerator[tuple[int, GenerationEvent], None]:
         """Submit every sequence and yield (its index, event).
 
         Raises:
-            RequestError: a prompt or a parameter does not fit the model; nothing has been submitted then.
+            RequestError: a prompt or a parameter does not fit the model, or all answers together do not fit
+                the queue; nothing has been submitted then.
         """
         submits = [
             Submit(
@@ -82,7 +105,11 @@ class Job:
             for index in range(len(self.prompts) * self.n)
         ]
         for submit in submits[:: self.n]:
-            check(submit, service.engine.info)
+            try:
+                check(submit, service.engine.info)
+            except RequestError as error:
+                raise renamed(error, self.fields) from error
+        self._check_queue(service.settings.engine.scheduler)
         return merge(
             [
                 generate(service.engine, submit, service.tokenizer, self.text, service.metrics)

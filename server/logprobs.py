@@ -31,15 +31,17 @@ def completion_logprobs(tokenizer: Tokenizer, piece: Piece, offset: int) -> Json
     }
 
 
-def prompt_logprobs(tokenizer: Tokenizer, prompt: list[int], logprobs: list[Logprob | None]) -> Json:
-    """`logprobs` of an echoed prompt; the first token has none, since nothing comes before it."""
+def prompt_logprobs(
+    tokenizer: Tokenizer, prompt: list[int], text: str, logprobs: list[Logprob | None]
+) -> Json:
+    """`logprobs` of a prompt that is echoed as `text`; its first token has none: nothing comes before it."""
     return {
         "tokens": [tokenizer.token_text(token) for token in prompt],
         "token_logprobs": [_finite(entry.logprob) if entry else None for entry in logprobs],
         "top_logprobs": [
             _alternatives(tokenizer, token, entry) for token, entry in zip(prompt, logprobs, strict=True)
         ],
-        "text_offset": tokenizer.offsets(prompt),
+        "text_offset": tokenizer.offsets(prompt, text),
     }
 
 

@@ -22,10 +22,7 @@ class PrefillReport(BaseModel):
 
 
 class SelectionReport(BaseModel):
-    """What selecting did: how much of the KV each token read.
-
-    The numbers are those of sequences that the engine ended; none are there if a stop string ended all.
-    """
+    """What selecting did: how much of the KV each token read."""
 
     method: str = Field(description="The decode method that served the request.")
     steps: int = Field(0, description="Tokens that were decoded by selecting, over all choices.")
@@ -33,6 +30,9 @@ class SelectionReport(BaseModel):
     kv_read_share: float = Field(1.0, description="Their share of all KV tokens of the context, 0 to 1.")
     refreshes: int = Field(0, description="Lists made anew; 0 where every step makes one.")
     prefill: PrefillReport | None = Field(None, description="There unless the prompt is left at dense.")
+    full_layers: list[int] | None = Field(
+        None, description="With a router: the layers that read as the methods say; others read nearby."
+    )
 
 
 class UsageReport(BaseModel):

@@ -5,6 +5,7 @@ import asyncio
 from fastapi import APIRouter, Response
 
 from headway.engine.errors import EngineDead, RequestError
+from headway.server.conversation import conversation
 from headway.server.errors import ApiError
 from headway.server.json_body import JsonRoute
 from headway.server.metrics import CONTENT_TYPE
@@ -34,9 +35,7 @@ async def tokenize(body: TokenizeRequest, service: ServiceOf) -> Tokenized:
     """Token ids of a text, or of a rendered conversation."""
     service.check_model(body.model)
     if body.messages is not None and body.prompt is None:
-        messages = [message.model_dump() for message in body.messages]
-        options = {"add_generation_prompt": body.add_generation_prompt is not False}
-        tokens = await service.tokenizer.chat_async(messages, **options)
+        tokens = await conversation(service, body.messages, body)
     elif body.prompt is not None and body.messages is None:
         tokens = await service.tokenizer.encode_async(body.prompt, body.add_special_tokens is not False)
     else:

@@ -11,7 +11,7 @@ import uvloop
 from rich.console import Console
 
 from headway.engine.client import EngineClient
-from headway.engine.errors import ConfigError
+from headway.engine.errors import ConfigError, EngineDead
 from headway.engine.process_client import ProcessClient
 from headway.server import banner
 from headway.server.app import create_app
@@ -20,8 +20,13 @@ from headway.server.protocol import BoundedHeaders
 from headway.server.settings import ServerConfig, Settings
 from headway.server.tokenizer import Tokenizer
 
+log = logging.getLogger("headway.server")
+
 _CLOSE_SECONDS = 2
 """What connections get, once draining is over, to notice the end."""
+
+_FAREWELL_SECONDS = 5
+"""How long a server whose engine is dead tells its clients so, before it ends and can be started again."""
 
 
 def run(settings: Settings, console: Console) -> None:
@@ -29,6 +34,7 @@ def run(settings: Settings, console: Console) -> None:
 
     Raises:
         ConfigError, ModelRefused: the model cannot be served, or the address cannot be used.
+        EngineDead: the engine has ended or hangs.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -62,10 +68,22 @@ async def _serve(
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )
         server = _DrainingServer(config, service.drain, settings.server.drain_seconds, announce)
+        watch = asyncio.create_task(_outlived(engine, server))
         await server.serve(sockets=[listener])
+        if not watch.cancel():
+            raise EngineDead("the engine has ended or hangs; the server ends with it")
     finally:
         tokenizer.close()
         await engine.close()
+
+
+async def _outlived(engine: EngineClient, server: uvicorn.Server) -> None:
+    """End the server some time after its engine: whoever keeps it running starts both again."""
+    while engine.is_alive():
+        await asyncio.sleep(1)
+    log.error("the engine has ended or hangs; the server ends in %d s", _FAREWELL_SECONDS)
+    await asyncio.sleep(_FAREWELL_SECONDS)
+    server.should_exit = True
 
 
 def _bind(config: ServerConfig) -> socket.socket:

@@ -40,14 +40,15 @@ def sampling_params(
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    logprobs_field: str = "logprobs",
 ) -> SamplingParams:
-    """The engine's parameters; defaults are the engine's.
+    """The engine's parameters; defaults are the engine's. `logprobs_field`: what the request calls it.
 
     Raises:
         RequestError: a field exceeds the configured limits.
     """
     _limit("n", body.n or 1, limits.max_n)
-    _limit("logprobs", logprobs or 0, limits.max_logprobs)
+    _limit(logprobs_field, logprobs or 0, limits.max_logprobs)
     _limit("stop_token_ids", len(body.stop_token_ids or ()), MAX_STOP_TOKENS)
     _limit("logit_bias", len(body.logit_bias or ()), limits.max_logit_bias)
     given = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}

@@ -84,6 +84,16 @@ class StreamOptions(_Strict):
     )
 
 
+class TemplateFields(_Strict):
+    """How `messages` become a prompt."""
+
+    add_generation_prompt: bool | None = Field(
+        None, description="Begin the assistant's answer; default: unless the last message goes on."
+    )
+    continue_final_message: bool | None = Field(None, description="Continue the last message's text.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the template.")
+
+
 class SamplingFields(_Strict):
     """How tokens are drawn, in both completion routes."""
 
@@ -153,7 +163,7 @@ class Message(BaseModel):
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(SamplingFields, TemplateFields):
     """Body of POST /v1/chat/completions."""
 
     messages: Messages
@@ -162,9 +172,6 @@ class ChatRequest(SamplingFields):
     )
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=1024)] | None = Field(None, description="Needs `logprobs`.")
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = Field(None, description="Continue the last message's text.")
-    chat_template_kwargs: dict[str, Any] | None = None
     chat_template: Unsupported = None
     tools: Unsupported = None
     tool_choice: Unsupported = None
@@ -172,14 +179,13 @@ class ChatRequest(SamplingFields):
     function_call: Unsupported = None
 
 
-class TokenizeRequest(_Strict):
+class TokenizeRequest(TemplateFields):
     """Body of POST /tokenize: a prompt, or messages."""
 
     model: ModelName | None = None
     prompt: str | None = None
     messages: Messages | None = None
     add_special_tokens: bool | None = Field(None, description="For `prompt`; default true.")
-    add_generation_prompt: bool | None = Field(None, description="For `messages`; default true.")
 
 
 class DetokenizeRequest(_Strict):

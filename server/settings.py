@@ -89,17 +89,30 @@ def load_settings(
     return Settings(EngineConfig(**sections), parsed.server)
 
 
+def _keys_in(file: Path) -> list[str]:
+    try:
+        keys = file.read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise ConfigError(f"server.api_key_file: cannot read it: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"server.api_key_file: not UTF-8: {error.reason}") from error
+    if not keys:
+        raise ConfigError("server.api_key_file: it holds no key")
+    return keys
+
+
 def _collect_keys(server: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[SecretStr, ...]:
     listed = server.get("api_keys") or ()
     if not isinstance(listed, list | tuple) or not all(isinstance(key, str) for key in listed):
         raise ConfigError("server.api_keys: must be a list of strings (quote keys that look like numbers)")
     keys = [*listed]
     if isinstance(server.get("api_key_file"), str | Path):
-        try:
-            keys += Path(server["api_key_file"]).read_text(encoding="utf-8").split()
-        except OSError as error:
-            raise ConfigError(f"server.api_key_file: cannot read it: {error.strerror}") from error
-    keys += [key.strip() for key in environment.get(KEYS_VARIABLE, "").split(",") if key.strip()]
+        keys += _keys_in(Path(server["api_key_file"]))
+    if variable := environment.get(KEYS_VARIABLE):
+        named = [key.strip() for key in variable.split(",") if key.strip()]
+        if not named:  # whoever sets it wants no open server
+            raise ConfigError(f"{KEYS_VARIABLE}: it is set, but holds no key")
+        keys += named
     if any(not key.strip() or not key.isascii() for key in keys):
         raise ConfigError("server.api_keys: a key must hold ASCII characters, at least one of them no space")
     return tuple(SecretStr(key) for key in keys)

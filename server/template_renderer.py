@@ -71,7 +71,7 @@ class TemplateRenderer:
 
 def _start() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "headway.server.template_process"],
+        [sys.executable, "-P", "-m", "headway.server.template_process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the server alone

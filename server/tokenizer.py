@@ -104,9 +104,13 @@ class Tokenizer:
         """A token's bytes as text; what is no complete character becomes U+FFFD."""
         return self.token_bytes(token).decode(errors="replace")
 
-    def offsets(self, ids: Sequence[int]) -> list[int]:
-        """For each token, the characters of the decoded text that come before it."""
-        detokenizer = self.detokenizer(skip_special_tokens=False)
+    def offsets(self, ids: Sequence[int], text: str) -> list[int]:
+        """For each token, the characters of `text` that come before it.
+
+        Where the ids say more than the text, special tokens were added to it, which have no characters.
+        """
+        added = self.decode(ids, False) != text
+        detokenizer = self.detokenizer(skip_special_tokens=added)
         offsets = [0]
         for token in ids:
             offsets.append(offsets[-1] + len(detokenizer.push([token])))

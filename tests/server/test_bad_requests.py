@@ -9,7 +9,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from headway.engine.config import LimitsConfig
+from headway.engine.config import EngineConfig, LimitsConfig, SchedulerConfig
+from headway.server.app import create_app
+from headway.server.settings import ServerConfig, Settings
+from headway.server.tokenizer import Tokenizer
 
 from .live import live
 from .scripted_engine import ScriptedEngine
@@ -116,7 +119,9 @@ def test_completions(body: dict[str, Any], field: str, post: Post, engine: Scrip
         ({"messages": MESSAGES * 10_001}, "messages"),
         ({"messages": MESSAGES, "top_logprobs": 2}, "top_logprobs"),
         ({"messages": MESSAGES, "logprobs": 2}, "logprobs"),
-        ({"messages": MESSAGES, "logprobs": True, "top_logprobs": 21}, "logprobs"),
+        ({"messages": MESSAGES, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"messages": MESSAGES, "max_completion_tokens": 5000}, "max_completion_tokens"),
+        ({"messages": [{"role": "user", "content": "word " * 5000}]}, "messages"),
         ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools"),
         ({"messages": MESSAGES, "tool_choice": "required"}, "tool_choice"),
         ({"messages": MESSAGES, "functions": [{}]}, "functions"),
@@ -187,3 +192,53 @@ def test_endless_headers_end_the_connection(header: bytes, app: FastAPI) -> None
             assert rude.recv(100).startswith(b"HTTP/1.1 431")
             assert rude.recv(100) == b""
         assert client.get("/health").status_code == 200
+
+
+def test_endless_trailers_end_the_connection(app: FastAPI) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with live(app) as client, socket.create_connection(("127.0.0.1", client.base_url.port)) as rude:
+        with contextlib.suppress(ConnectionError):
+            rude.sendall(head + b"2\r\n{}\r\n0\r\n")
+            for _ in range(40):
+                rude.sendall(b"X-More: x\r\n" * 1000)
+        rude.settimeout(30)
+        with contextlib.suppress(ConnectionError):
+            while rude.recv(4096):
+                pass
+        assert client.get("/health").status_code == 200
+
+
+def test_error_texts_use_the_fields_of_the_request(post: Post) -> None:
+    answer = post(CHAT, {"messages": MESSAGES, "max_completion_tokens": 5000})
+    assert answer.json()["error"]["message"].startswith("max_completion_tokens is 5000; ")
+
+
+def test_what_could_never_be_queued_is_no_matter_of_waiting(
+    engine: ScriptedEngine, tokenizer: Tokenizer, send_to: Callable[..., httpx.Response]
+) -> None:
+    limits = SchedulerConfig(max_queued_requests=4, max_queued_tokens=1000)
+    app = create_app(Settings(EngineConfig(scheduler=limits), ServerConfig()), engine, tokenizer)
+    check_refused(send_to(app, CHAT, {"messages": MESSAGES, "n": 5}), "n")
+    check_refused(send_to(app, COMPLETIONS, {"prompt": "a b c d e f g h " * 100, "n": 2}), "n")
+    check_refused(send_to(app, COMPLETIONS, {"prompt": ["a"] * 5}), "prompt")
+    assert not engine.submits
+    assert send_to(app, COMPLETIONS, {"prompt": "a b c d e f g h " * 100}).status_code == 200
+
+
+def test_scores_of_echoed_prompts_are_bounded(
+    engine: ScriptedEngine, tokenizer: Tokenizer, send_to: Callable[..., httpx.Response]
+) -> None:
+    limits = LimitsConfig(max_prompt_logprobs=60)
+    app = create_app(Settings(EngineConfig(limits=limits), ServerConfig()), engine, tokenizer)
+    body = {"prompt": [[5] * 10], "echo": True, "logprobs": 2, "n": 2}
+    assert send_to(app, COMPLETIONS, body).status_code == 200
+    check_refused(send_to(app, COMPLETIONS, {**body, "logprobs": 3}), "logprobs")
+    check_refused(send_to(app, COMPLETIONS, {**body, "n": 3}), "logprobs")
+    assert send_to(app, COMPLETIONS, {**body, "logprobs": 3, "echo": False}).status_code == 200
+
+
+def test_an_answer_without_max_tokens_takes_the_room_there_is(post: Post, engine: ScriptedEngine) -> None:
+    prompt = [5] * (engine.info.max_context - 3)
+    assert post(COMPLETIONS, {"prompt": [prompt]}).status_code == 200
+    assert engine.submits[-1].sampling.max_tokens == 3
+    check_refused(post(COMPLETIONS, {"prompt": [[*prompt, 5, 5, 5]]}), "prompt")

@@ -52,6 +52,16 @@ def test_tokens_there_and_back(post: Callable[..., httpx.Response], engine: Scri
     assert post("/tokenize", {"messages": messages}).json()["tokens"] == engine.tokenizer.chat(messages)
 
 
+@pytest.mark.parametrize("continues", [{"continue_final_message": True}, {"add_generation_prompt": False}])
+def test_a_conversation_has_the_tokens_that_a_chat_answers(
+    continues: dict[str, bool], post: Callable[..., httpx.Response], engine: ScriptedEngine
+) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The code is"}]
+    body = {"messages": messages, **continues}
+    assert post("/v1/chat/completions", body).status_code == 200
+    assert post("/tokenize", body).json()["tokens"] == engine.submits[-1].prompt
+
+
 def test_health_and_readiness(get: Get, app: FastAPI, engine: ScriptedEngine) -> None:
     assert get("/health").json() == get("/ready").json() == {"status": "ok"}
     app.state.service.drain.start()

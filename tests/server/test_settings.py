@@ -46,6 +46,7 @@ def test_keys_of_all_sources_are_accepted_and_never_shown(tmp_path: Path) -> Non
         ("server: {api_keys: {secret: 1}}", ["server.api_keys", "list of strings"]),
         ("server: {api_keys: ['  ']}", ["server.api_keys"]),
         ("server: {api_key_file: /nowhere/keys}", ["server.api_key_file", "No such file"]),
+        ("server: {api_key_file: /dev/null}", ["server.api_key_file", "holds no key"]),
     ],
 )
 def test_errors_name_the_key_but_no_secret(text: str, told: list[str], tmp_path: Path) -> None:
@@ -55,6 +56,20 @@ def test_errors_name_the_key_but_no_secret(text: str, told: list[str], tmp_path:
     assert all(part in message for part in told), message
     assert "secret" not in message
     assert "123456" not in message
+
+
+def test_who_names_keys_but_gives_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="HEADWAY_API_KEYS: it is set, but holds no key"):
+        load_settings(None, None, {"HEADWAY_API_KEYS": " ,"})
+    assert load_settings(None, None, {"HEADWAY_API_KEYS": ""}).server.api_keys == ()
+
+
+def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"server: \xff")
+    with pytest.raises(ConfigError, match=r"server\.api_key_file: not UTF-8"):
+        load_settings(write(tmp_path, f"server: {{api_key_file: {tmp_path / 'binary'}}}"), None, {})
+    with pytest.raises(ConfigError, match="binary is not UTF-8"):
+        load_settings(tmp_path / "binary", None, {})
 
 
 def test_a_section_that_is_no_mapping(tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def test_the_last_message_is_continued(chatml):
     assert text.endswith("<|im_start|>assistant\nThe answer is")
 
 
+def test_developers_are_the_system_where_the_template_knows_none(chatml, with_template):
+    said = {"role": "developer", "content": "Be brief."}
+    assert chatml.chat([said, USER]) == chatml.chat([{**said, "role": "system"}, USER])
+    knows = with_template("{% for m in messages if m.role == 'developer' %}{{ m.content }}{% endfor %}")
+    assert knows.decode(knows.chat([said, USER])) == "Be brief."
+
+
 def test_variables_reach_the_template(chatml):
     assert chatml.chat([USER], variables={"think": True}) == [*chatml.chat([USER]), *chatml.encode("<think>")]
 

@@ -79,3 +79,13 @@ def test_a_process_that_was_killed_is_replaced(gone):
     finally:
         renderer.close()
     assert renderer._process.returncode == -9
+
+
+def test_the_working_folder_is_no_place_for_its_modules(tmp_path, monkeypatch):
+    (tmp_path / "resource.py").write_text("raise SystemExit('a file of the working folder ran')")
+    monkeypatch.chdir(tmp_path)
+    fresh = TemplateRenderer()
+    try:
+        assert fresh.render(job("{{ messages[0].content }}")) == "Hi"
+    finally:
+        fresh.close()

@@ -33,9 +33,17 @@ def test_bytes_of_sentencepiece_tokens_join_to_the_text(llama, text):
 @settings(deadline=None)
 def test_offsets_say_where_each_token_begins(chatml, text):
     ids = chatml.encode(text)
-    for token, offset in zip(ids, chatml.offsets(ids), strict=True):
+    for token, offset in zip(ids, chatml.offsets(ids, text), strict=True):
         piece = chatml.token_text(token)
         assert "\ufffd" in piece or text[offset:].startswith(piece)
+
+
+def test_tokens_that_were_added_to_a_text_have_no_characters_of_it(chatml):
+    start = chatml.backend.token_to_id("<|im_start|>")
+    ids = chatml.encode("Hi you")
+    assert chatml.offsets([start, *ids], "Hi you") == [0, *chatml.offsets(ids, "Hi you")]
+    spelled = chatml.offsets([start, *ids], "<|im_start|>Hi you")
+    assert spelled == [0, *(12 + offset for offset in chatml.offsets(ids, "Hi you"))]
 
 
 def test_unknown_tokens_are_empty(chatml):
