@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from headway.engine.selection.chunk_view import ChunkView
+from headway.engine.selection.fewest import fewest, lacking
 from headway.engine.selection.forced import local_from
 from headway.engine.selection.prefill_selection import PrefillSelection
 from headway.engine.selection.prefill_settings import PrefillSettings
@@ -28,7 +29,9 @@ def candidates(
     return (begin < local.unsqueeze(-1)) & (begin + block > settings.sink_size)
 
 
-def pooled_scores(query: Tensor, vectors: Tensor, tile: int, scale: float) -> Tensor:
+def pooled_scores(
+    query: Tensor, vectors: Tensor, tile: int, scale: float, softcap: float | None = None
+) -> Tensor:
     """Each tile's mean query with vectors [n, Hkv, D] that stand for keys; fp32 [Hq, tiles, n].
 
     Args:
@@ -42,6 +45,8 @@ def pooled_scores(query: Tensor, vectors: Tensor, tile: int, scale: float) -> Te
     pooled = (rows.sum(1) * (scale / count)).transpose(0, 1)  # [Hq, tiles, D]
     group = heads // vectors.shape[1]
     by_group = pooled.reshape(-1, group * tiles, dim) @ vectors.float().permute(1, 2, 0)
+    if softcap is not None:
+        by_group = by_group.div_(softcap).tanh_().mul_(softcap)
     return by_group.view(heads, tiles, -1)
 
 
@@ -68,12 +73,7 @@ def covering_blocks(mass: Tensor, allowed: Tensor, share: float) -> Tensor:
     Returns:
         int32 [H, tiles, K], ascending, padded with -1 at the end.
     """
-    allowed = allowed.expand_as(mass)
-    held = mass.masked_fill(allowed, 0.0).sum(-1, keepdim=True)
-    wanted = share * mass.sum(-1, keepdim=True) - held
-    ranked, order = mass.masked_fill(~allowed, -1.0).sort(stable=True, dim=-1, descending=True)
-    before = ranked.clamp_min(0.0).cumsum(-1) - ranked
-    kept = torch.empty_like(allowed).scatter_(-1, order, (before < wanted) & (ranked >= 0))
+    kept = fewest(mass.masked_fill(~allowed, -1.0), lacking(mass, allowed, share))
     last = torch.iinfo(torch.int32).max
     block = torch.arange(mass.shape[-1], dtype=torch.int32, device=mass.device)
     packed = torch.where(kept, block, last).sort(-1).values

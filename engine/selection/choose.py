@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from headway.engine.selection.decode_selection import DecodeSelection
+from headway.engine.selection.fewest import fewest
 from headway.engine.selection.layer_view import LayerView
 from headway.engine.selection.settings import BudgetSettings
 from headway.kernels.top_k import top_k
@@ -62,10 +63,14 @@ def limits_of(layer: LayerView, settings: BudgetSettings, unit: int) -> tuple[in
     width = max(-(-settings.budget // unit), forced)
     if settings.fraction is None:
         return width, None
-    lens = layer.step.kv_lens.long()
-    limits = (lens * settings.fraction / unit).ceil().long().clamp_min(width)
-    longest = max(layer.plan.host_kv_lens)
-    return max(width, math.ceil(longest * settings.fraction / unit)), limits
+    plan, fraction = layer.plan, settings.fraction
+
+    def build() -> tuple[int, Tensor]:
+        # On the host alone: a device rounds otherwise, and a limit must be the same beside any other.
+        limits = [max(width, math.ceil(length * fraction / unit)) for length in plan.host_kv_lens]
+        return max(limits), torch.tensor(limits, device=plan.device)
+
+    return plan.memo(("limits", width, fraction, unit), build)
 
 
 def _covering(indices: Tensor, logits: Tensor, scores: Tensor, mass: float) -> Tensor:
@@ -75,10 +80,7 @@ def _covering(indices: Tensor, logits: Tensor, scores: Tensor, mass: float) -> T
     total = torch.logsumexp(logits, -1, keepdim=True)
     weight = torch.where(chosen, torch.exp(logits.gather(-1, at) - total), 0.0)
     forced = chosen & scores.gather(-1, at).isposinf()
-    by_rank, rank = weight.sort(stable=True, dim=-1, descending=True)
-    before = by_rank.cumsum(-1) - by_rank
-    needed = torch.empty_like(chosen).scatter_(-1, rank, before < mass)
-    kept = chosen & (needed | forced)
+    kept = chosen & (fewest(weight, mass) | forced)
     # Ascending order with the holes at the end: a hole sorts behind every index.
     last = torch.iinfo(indices.dtype).max
     packed = torch.where(kept, indices, last).sort(-1).values

@@ -147,7 +147,7 @@ def _count(layer: LayerView, read: Sequence[int] | Tensor, share: float) -> None
     """Add to the sequences' counters what a part has read; what only the device knows waits there."""
     stack = layer.step.stack
     if isinstance(read, Tensor):
-        stack.attended += read * share
+        stack.attended = stack.attended + read * share
         return
     for member, tokens in zip(stack.members, read, strict=True):
         member.attended += tokens * share

@@ -43,4 +43,5 @@ def anybody(rows: Tensor) -> bool:
 
 def count(layer: LayerView, rows: Tensor) -> None:
     """Add to the sequences' refresh counters."""
-    layer.step.stack.refreshes += rows
+    stack = layer.step.stack
+    stack.refreshes = stack.refreshes + rows

@@ -1,6 +1,6 @@
 """SelectionStep: what of one batch is not dense, and the attention of a layer over such a batch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from headway.engine.selection.layer_view import GroupStep, LayerView, group_step
 from headway.engine.selection.observed import Observed, is_observed, observed_in
 from headway.engine.selection.plans import Plans, plans_of
 from headway.engine.selection.prompt_chunk import PromptChunk, is_selected
-from headway.engine.selection.state import Name, SelectionState, Stacks
+from headway.engine.selection.state import SelectionState, Stacks, restorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,11 @@ class SelectionStep:
     dense: Plans | None
     dense_rows: Tensor | None
     observed: tuple[Observed, ...]
-    _before: list[tuple[dict[Name, Tensor], dict[Name, Tensor]]] = field(default_factory=list)
+    _restorers: list[Callable[[], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        remembered = [group.step.stack.tensors for group in self.groups]
-        remembered += [one.state.rows for one in self._all_observed()]
-        self._before.extend((tensors, dict(tensors)) for tensors in remembered)
+        self._restorers.extend(group.step.stack.restorer() for group in self.groups)
+        self._restorers.extend(restorer(one.state.rows) for one in self._all_observed())
 
     def attend(self, query: Tensor, cache: LayerCache) -> Tensor:
         """Attention of one layer, [T, Hq, Dk] → [T, Hq, Dv]."""
@@ -70,10 +69,9 @@ class SelectionStep:
         return out
 
     def undo(self) -> None:
-        """The step has failed in some layer: nothing of it is remembered, so that it can be repeated."""
-        for tensors, before in self._before:
-            tensors.clear()
-            tensors.update(before)
+        """The step has failed in some layer: nothing of it stays, neither lists nor counts."""
+        for restore in self._restorers:
+            restore()
 
     def done(self) -> None:
         """The step has run through all layers."""

@@ -15,13 +15,20 @@ from headway.kernels.top_k import top_k
 
 
 def shortlisted(
-    query: Tensor, scores: Tensor, layer: LayerView, settings: BudgetSettings, unit: int, tokens: int
+    query: Tensor,
+    scores: Tensor,
+    layer: LayerView,
+    settings: BudgetSettings,
+    unit: int,
+    tokens: int,
+    active: Tensor | None = None,
 ) -> tuple[DecodeSelection, Tensor]:
     """The best tokens of the `tokens` tokens in the best units, forced ones first, within budget and mass.
 
     Args:
         query: [B, Hq, Dk].
         scores: fp32 [B, Hkv, N] of units of `unit` tokens, -inf behind a sequence's end; overwritten.
+        active: bool [B], the sequences that get a list; None: all.
 
     Returns:
         The selection, and the exact scores of what it holds, fp32 like its indices.
@@ -29,11 +36,11 @@ def shortlisted(
     step, spec = layer.step, layer.spec
     forced = step.forced(unit, settings.sink_size, settings.window_size)
     scores.masked_fill_(forced.unsqueeze(1), math.inf)
-    width, _ = limits_of(layer, settings, unit)
-    units = top_k(scores, max(-(-tokens // unit), width))
+    units = _best_units(scores, layer, settings, unit, -(-tokens // unit))
     exact = listed_scores(
-        query, layer.key_cache, layer.plan, units, unit, scale=spec.scale, softcap=spec.softcap
-    )
+        query, layer.key_cache, layer.plan, units, unit,
+        scale=spec.scale, softcap=spec.softcap, active=active,
+    )  # fmt: skip
     inside = torch.arange(unit, dtype=torch.int32, device=units.device)
     token = (units.unsqueeze(-1) * unit + inside).flatten(2)
     latest = step.kv_lens.view(-1, 1, 1) - settings.window_size
@@ -42,3 +49,11 @@ def shortlisted(
     at = picked.indices.clamp_min(0).long()
     listed = torch.where(picked.indices >= 0, token.gather(-1, at), -1)
     return replace(picked, indices=listed), exact.gather(-1, at)
+
+
+def _best_units(scores: Tensor, layer: LayerView, settings: BudgetSettings, unit: int, count: int) -> Tensor:
+    """The `count` best units of each row, or as many as it may have at most if those are more."""
+    width, limits = limits_of(layer, settings, unit)
+    if limits is not None:
+        limits = limits.clamp_min(count).unsqueeze(1).expand(scores.shape[:2])
+    return top_k(scores, max(count, width), limits)

@@ -14,6 +14,7 @@ from torch.nn.functional import max_pool1d, pad
 from headway.engine.selection.blocks import candidates
 from headway.engine.selection.chunk_rows import selecting_rows
 from headway.engine.selection.chunk_view import ChunkView
+from headway.engine.selection.fewest import fewest, lacking
 from headway.engine.selection.prefill_selection import PrefillSelection
 from headway.engine.selection.prefill_settings import PrefillSettings
 from headway.kernels.top_k import top_k
@@ -70,15 +71,9 @@ def covering(mass: Tensor, useful: Tensor, share: Tensor, least: int, most: int)
     Returns:
         int32 [H, K], padded with -1 anywhere.
     """
-    wanted = share * mass.sum(-1, keepdim=True) - mass.masked_fill(useful, 0.0).sum(-1, keepdim=True)
     best = top_k(mass.masked_fill(~useful, -torch.inf), max(1, min(most, mass.shape[1])))
-    found = best >= 0
-    weight = mass.gather(-1, best.clamp_min(0).long()).masked_fill(~found, -1.0)
-    ranked, order = weight.sort(stable=True, dim=-1, descending=True)
-    before = ranked.clamp_min(0.0).cumsum(-1) - ranked
-    needed = (before < wanted) | (torch.arange(ranked.shape[-1], device=mass.device) < least)
-    taken = torch.empty_like(found).scatter_(-1, order, needed)
-    return torch.where(taken & found, best, -1)
+    weight = mass.gather(-1, best.clamp_min(0).long()).masked_fill(best < 0, -1.0)
+    return torch.where(fewest(weight, lacking(mass, useful, share), least), best, -1)
 
 
 def band_cells(bands: Tensor, chunk: ChunkView, tile: int, count: int) -> Tensor:

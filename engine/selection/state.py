@@ -1,6 +1,6 @@
 """SelectionState: what a method remembers of one request, and how a batch sees it."""
 
-from collections.abc import Collection, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -38,7 +38,7 @@ class Stack:
 
     Attributes:
         tensors: [B, …]; a member that has no such tensor yet has zeros.
-        attended, refreshes: [B] on the device, not yet added to the members.
+        attended, refreshes: [B] on the device, not yet added to the members; never written into.
     """
 
     members: tuple[SelectionState, ...]
@@ -58,8 +58,21 @@ class Stack:
         for member, attended, refreshes in counted:
             member.attended += attended
             member.refreshes += refreshes
-        self.attended.zero_()
-        self.refreshes.zero_()
+        self.attended = torch.zeros_like(self.attended)
+        self.refreshes = torch.zeros_like(self.refreshes)
+
+    def restorer(self) -> Callable[[], None]:
+        """What brings back all that is remembered and counted now."""
+        remember, attended, refreshes = restorer(self.tensors), self.attended, self.refreshes
+        counted = [(member.layer_steps, member.attended, member.context) for member in self.members]
+
+        def restore() -> None:
+            remember()
+            self.attended, self.refreshes = attended, refreshes
+            for member, counts in zip(self.members, counted, strict=True):
+                member.layer_steps, member.attended, member.context = counts
+
+        return restore
 
 
 class Stacks:
@@ -96,6 +109,17 @@ class Stacks:
             if state in stack.members:
                 stack.unstack()
                 del self._stacks[key]
+
+
+def restorer(tensors: dict[Name, Tensor]) -> Callable[[], None]:
+    """What brings back the entries that are there now; none is ever written into, so none is copied."""
+    before = dict(tensors)
+
+    def restore() -> None:
+        tensors.clear()
+        tensors.update(before)
+
+    return restore
 
 
 def _stacked(name: Name, members: tuple[SelectionState, ...]) -> Tensor:

@@ -47,7 +47,9 @@ class DecodeMethod(Generic[Settings]):
         return frozenset()
 
     def check(self, specs: Sequence[LayerSpec], page_size: int) -> None:
-        """Refuse a model that the settings do not fit; the object stays as it is.
+        """Refuse a model that the settings do not fit, and note of one that they fit what choosing needs.
+
+        Called before anything is chosen. A refusal leaves the object as it was.
 
         Raises:
             ConfigError: begins with a setting's name and a colon; what does not fit, and what is allowed.
@@ -132,8 +134,14 @@ class RunMethod(DecodeMethod[Runs]):
         if page_size % min(unit, page_size):
             raise ConfigError(f"unit: must divide cache.page_size = {page_size}, not {unit}")
 
-    def scores(self, query: Tensor, layer: LayerView, reduce: Reduction = "max") -> tuple[Tensor, int]:
-        """The runs' scores fp32 [B, Hs, N] for queries [B, Hq, numbers], and the tokens of a run."""
+    def scores(
+        self, query: Tensor, layer: LayerView, reduce: Reduction = "max", active: Tensor | None = None
+    ) -> tuple[Tensor, int]:
+        """The runs' scores fp32 [B, Hs, N] for queries [B, Hq, numbers], and the tokens of a run.
+
+        Args:
+            active: bool [B], the sequences that are scored; None: all.
+        """
         table = layer.sidecars[self._runs]
-        scores = unit_scores(query, table, layer.plan, scale=layer.spec.scale, reduce=reduce)
+        scores = unit_scores(query, table, layer.plan, scale=layer.spec.scale, reduce=reduce, active=active)
         return scores, layer.page_size // table.shape[1]

@@ -64,16 +64,19 @@ class Method(RunMethod[Settings]):
         )
         refresh.count(layer, renewed)
         if refresh.anybody(renewed):
-            selection, scores = self._ranked(query, layer)
+            selection, scores = self._ranked(query, layer, renewed)
             token_list.keep(selection, scores, layer, renewed)
             refresh.keep_query(query, layer, renewed)
             if not refresh.anybody(~renewed):
                 return selection
         return token_list.within_budget(layer, self.settings)
 
-    def _ranked(self, query: Tensor, layer: LayerView) -> tuple[DecodeSelection, Tensor]:
+    def _ranked(
+        self, query: Tensor, layer: LayerView, rows: Tensor | None = None
+    ) -> tuple[DecodeSelection, Tensor]:
+        """New lists of the sequences `rows` (bool [B]), None: of all; and the scores of what they hold."""
         probe = query
         if self.settings.probe == "mean":
             probe = query.reshape(len(query), layer.spec.num_kv_heads, -1, query.shape[2]).mean(2)
-        bounds, unit = self.scores(bound_query(probe), layer)
-        return shortlisted(query, bounds, layer, self.settings, unit, self.settings.shortlist)
+        bounds, unit = self.scores(bound_query(probe), layer, active=rows)
+        return shortlisted(query, bounds, layer, self.settings, unit, self.settings.shortlist, rows)

@@ -64,14 +64,14 @@ class Method(DecodeMethod[Settings]):
     """Full layers, and reuse layers that inherit.
 
     Attributes:
-        sources: of every layer that selects, the full layer whose list it reads; known once checked.
+        sources: of every layer that selects, the full layer whose list it reads; of the model checked last.
     """
 
     hands_on: ClassVar[bool] = True
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.sources: dict[int, int] = {}
+        self.sources: Mapping[int, int] = {}
 
     def profiles(self) -> Mapping[str, Path]:
         """The policy, if a profile holds it."""
@@ -88,6 +88,7 @@ class Method(DecodeMethod[Settings]):
                 f"full_layers: {sorted(full - selecting)} read everything anyway or do not exist; "
                 f"the others are {sorted(selecting)}"
             )
+        sources: dict[int, int] = {}
         source: LayerSpec | None = None
         for spec in layers:
             if spec.layer_idx in full:
@@ -97,7 +98,8 @@ class Method(DecodeMethod[Settings]):
                     f"full_layers: layer {spec.layer_idx} must be one of them, because no full layer "
                     f"before it has its {spec.num_kv_heads} KV heads"
                 )
-            self.sources[spec.layer_idx] = source.layer_idx
+            sources[spec.layer_idx] = source.layer_idx
+        self.sources = sources
 
     def select(self, query: Tensor, layer: LayerView) -> DecodeSelection:
         """Everything, or the tokens of the layer that this one inherits from."""

@@ -24,6 +24,7 @@ from headway.engine.methods.prefill.base import ChunkMethod
 from headway.engine.selection.blocks import candidates, pooled_scores
 from headway.engine.selection.chunk_probe import ProbeSettings, probe
 from headway.engine.selection.chunk_view import ChunkView
+from headway.engine.selection.fewest import fewest
 from headway.engine.selection.prefill_selection import PrefillSelection
 from headway.engine.selection.prefill_settings import gate
 from headway.engine.selection.settings import Count, Positive
@@ -106,7 +107,8 @@ def block_means(keys: Tensor, block: int) -> Tensor:
 
 def _predicts(last: Tensor, means: Tensor, vertical: Tensor, chunk: ChunkView, block: int) -> Tensor:
     """[Hq]: how far the attention that mean vectors predict lies from the true one, over blocks of keys."""
-    predicted = _scores(last, means, chunk, len(last)).softmax(-1)[:, 0]
+    spec = chunk.spec
+    predicted = pooled_scores(last, means, len(last), spec.scale, spec.softcap).softmax(-1)[:, 0]
     room = len(means) * block - vertical.shape[1]
     true = pad(vertical, (0, room)).view(len(vertical), -1, block).sum(-1)
     return divergence(predicted, true / true.sum(-1, keepdim=True)).sqrt()
@@ -121,23 +123,14 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
 
 def _blocks(query: Tensor, means: Tensor, chunk: ChunkView, settings: Settings, most: int) -> Tensor:
     """bool [Hq, tiles, n]: the fewest blocks of the chunk that reach gamma of the predicted attention."""
-    tile = settings.tile
+    tile, spec = settings.tile, chunk.spec
     begin = torch.arange(0, len(means) * tile, tile, device=means.device)
     future = begin > chunk.tile_starts(tile).unsqueeze(1)
-    mass = _scores(query, means, chunk, tile).masked_fill_(future, -torch.inf).softmax(-1)
+    scores = pooled_scores(query, means, tile, spec.scale, spec.softcap)
+    mass = scores.masked_fill_(future, -torch.inf).softmax(-1)
     allowed = candidates(chunk, settings, tile, len(means)) & ~future
     ranked, order = mass.masked_fill(~allowed, -1.0).sort(stable=True, dim=-1, descending=True)
     ranked[..., most:] = -1.0  # no row may exceed its budget
-    flat, place = ranked.flatten(1).sort(stable=True, dim=-1, descending=True)
     held = mass.masked_fill(allowed, 0.0).sum((1, 2)).unsqueeze(1)
-    before = flat.clamp_min(0.0).cumsum(-1) - flat
-    needed = (before < settings.gamma * mass.shape[1] - held) & (flat >= 0)
-    by_rank = torch.empty_like(needed).scatter_(-1, place, needed).view_as(order)
+    by_rank = fewest(ranked.flatten(1), settings.gamma * mass.shape[1] - held).view_as(order)
     return torch.empty_like(by_rank).scatter_(-1, order, by_rank)
-
-
-def _scores(query: Tensor, means: Tensor, chunk: ChunkView, tile: int) -> Tensor:
-    """Mean queries of tiles with mean keys, fp32 [Hq, tiles, n]."""
-    scores = pooled_scores(query, means, tile, chunk.spec.scale)
-    cap = chunk.spec.softcap
-    return scores if cap is None else torch.tanh(scores / cap) * cap

@@ -11,10 +11,10 @@ choice for the four heads of a group takes 0.04 away. In blocks of 64 that many 
 means of keys find 0.01 to 0.02 less, upper bounds 0.05.
 """
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -23,7 +23,7 @@ from headway.engine.selection.blocks import best_blocks, candidates, pooled_scor
 from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.prefill_selection import PrefillSelection
 from headway.engine.selection.prefill_settings import PrefillSettings, gate
-from headway.engine.selection.settings import Count, Positive
+from headway.engine.selection.settings import Count, Positive, ServersOwn
 
 PIECE = 16_384
 """Keys scored at once, about: what a tile's scores of them take stays in a CPU's cache."""
@@ -35,7 +35,16 @@ class Settings(PrefillSettings):
     method: Literal["headway"] = "headway"
     dense_below: Count = gate(4096)
     budget: Positive = Field(1024, description="Tokens that each query head and tile choose.")
-    block: Positive = Field(32, description="Keys that are chosen together.")
+    block: Annotated[Positive, ServersOwn] = Field(
+        32, description="Keys that are chosen together; a divisor of tile."
+    )
+
+    @model_validator(mode="after")
+    def _whole_blocks(self) -> Self:
+        # One that straddled a tile's start would be scored with keys behind it.
+        if self.tile % self.block:
+            raise ValueError(f"block must divide tile = {self.tile}, not be {self.block}")
+        return self
 
 
 class Method(PrefillMethod[Settings]):
@@ -58,9 +67,18 @@ class Method(PrefillMethod[Settings]):
 
     def _scores(self, query: Tensor, chunk: ChunkView, start: int, stop: int) -> Tensor:
         """fp32 [Hq, tiles, blocks] of the keys at [start, stop)."""
-        settings = self.settings
-        exact = pooled_scores(query, chunk.keys(start, stop), settings.tile, chunk.spec.scale)
+        settings, spec = self.settings, chunk.spec
+        exact = pooled_scores(query, chunk.keys(start, stop), settings.tile, spec.scale, spec.softcap)
+        self._hide_future(exact, chunk, start, stop)
         exact = pad(exact, (0, -(stop - start) % settings.block), value=-torch.inf)
-        highest = exact.amax(-1, keepdim=True)  # one for all blocks: logsumexp takes three times as long
+        # One for all blocks: logsumexp takes three times as long.
+        highest = exact.amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).min)
         sums = (exact - highest).exp_().view(*exact.shape[:2], -1, settings.block).sum(-1)
         return sums.clamp_min_(torch.finfo(torch.float32).tiny).log_() + highest
+
+    def _hide_future(self, exact: Tensor, chunk: ChunkView, start: int, stop: int) -> None:
+        """No tile's highest score may be that of a key behind its start; such keys are no candidates."""
+        first = max(start, chunk.start)
+        keys = torch.arange(first, stop, device=exact.device)
+        future = keys >= chunk.tile_starts(self.settings.tile).unsqueeze(1)
+        exact[..., first - start :].masked_fill_(future, -torch.inf)

@@ -1,5 +1,6 @@
 """Block scores to blocks: against sorting by hand."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,11 +84,14 @@ def test_blocks_that_are_read_anyway_are_no_candidates():
     assert [torch.nonzero(row).flatten().tolist() for row in with_own[0]] == [[2, 3], [2, 3], []]
 
 
-def test_pooled_scores_are_products_of_means():
+@pytest.mark.parametrize("softcap", [None, 0.3])
+def test_pooled_scores_are_products_of_means(softcap):
     query, vectors = randn(21, HEADS, 16), randn(5, KV_HEADS, 16, seed=1)
-    found = pooled_scores(query, vectors, tile=8, scale=0.25)
+    found = pooled_scores(query, vectors, tile=8, scale=0.25, softcap=softcap)
     means = torch.stack([part.mean(0) for part in query.double().split(8)])
     expected = 0.25 * torch.einsum("thd,nhd->htn", means, vectors.double().repeat_interleave(GROUP, 1))
+    if softcap is not None:
+        expected = softcap * (expected / softcap).tanh()
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 

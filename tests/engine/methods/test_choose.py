@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headway.engine.methods import decode
 from headway.engine.methods.kind import DECODE
-from headway.engine.selection.choose import pick
+from headway.engine.selection.choose import limits_of, pick
 
 from .driver import lone_layer, settings_of
 from .layers import GROUP, Layers, randn
@@ -60,6 +60,27 @@ def test_picks_the_best_within_budget_and_mass(length, budget, fraction, mass, s
         assert [[unit for unit in each if unit >= 0] for each in found.indices[row].tolist()] == lists
         if found.counts is not None:
             assert found.counts[row] == sum(map(len, lists)) // 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12_000), min_size=2, max_size=5),
+    fraction=st.floats(0.001, 1, exclude_min=True) | st.sampled_from([0.1, 0.2, 0.3, 0.7, 1.0]),
+    unit=st.sampled_from([1, 3, 8]),
+)
+@example(lengths=[5130, 9000], fraction=0.3, unit=1)
+def test_a_share_of_the_context_is_the_same_alone_and_beside_others(lengths, fraction, unit):
+    told = {"sink_size": 3, "window_size": 6, "budget": 9, "fraction": fraction}
+    wanted = DECODE.parse({"method": "loki", **told})
+
+    def limits(*rows: int) -> tuple[int, list[int]]:
+        width, found = limits_of(lone_layer(rows, num_heads=1, num_kv_heads=1, dim=1), wanted, unit)
+        return width, found.tolist()
+
+    alone = [limits(length) for length in lengths]
+    width, together = limits(*lengths)
+    assert [[one] for one in together] == [one for _, one in alone]
+    assert width == max(together) == max(one for one, _ in alone)
 
 
 @pytest.mark.parametrize("name", RANKING)

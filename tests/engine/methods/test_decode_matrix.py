@@ -246,7 +246,10 @@ def test_all_methods_in_one_engine_leave_nothing_behind(gqa):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_that_fails_is_repeated_as_if_nothing_had_been(name, gqa):
-    """It fails behind the layers that have selected already; each of its two sequences then runs alone."""
+    """It fails behind the layers that have selected already; each of its two sequences then runs alone.
+
+    Neither answers nor usage tell.
+    """
     made(name, gqa)
     prompts = {"a": prompt(60, seed=10), "b": prompt(56, seed=11)}
     found = []
@@ -260,8 +263,11 @@ def test_a_step_that_fails_is_repeated_as_if_nothing_had_been(name, gqa):
 
         handle = gqa.model.model.norm.register_forward_hook(fail)
         submit_all(engine, prompts, 6)
-        found.append(answers(finish(engine)))
+        events = finish(engine)
+        usage = {event.request_id: event.selection for event in events if event.finish_reason}
+        found.append((answers(events), usage))
         handle.remove()
         engine.close()
         assert next(pairs) > 3
+    assert set(found[0][1]) == set(prompts)
     assert found[0] == found[1]

@@ -74,6 +74,16 @@ def sources(specs, **wanted) -> list[int]:
     return list(chosen.sources.values())
 
 
+def test_it_knows_the_layers_of_the_model_checked_last_and_a_refusal_changes_nothing():
+    chosen = method(full_layers=[0])
+    chosen.check([spec(i) for i in range(4)], PAGE_SIZE)
+    chosen.check([spec(i) for i in range(2)], PAGE_SIZE)
+    assert chosen.sources == {0: 0, 1: 0}
+    with pytest.raises(ConfigError, match="layer 2 must be one of them"):
+        chosen.check([spec(i, num_kv_heads=1 if i > 1 else 2) for i in range(4)], PAGE_SIZE)
+    assert chosen.sources == {0: 0, 1: 0}
+
+
 def test_the_default_policy_is_the_first_two_and_every_fourth():
     assert sources([spec(i) for i in range(12)]) == [0, 1, 1, 1, 1, 5, 5, 5, 5, 9, 9, 9]
 

@@ -122,6 +122,18 @@ def test_a_later_token_changes_no_earlier_row(name):
 
 
 @pytest.mark.parametrize("name", ROW_LOCAL)
+def test_however_loud_later_tokens_are_no_earlier_row_hears_them(name):
+    method = made(name)
+    before = 3 * method.granule
+    query, key, value = prompt(before + 2 * method.granule)
+    query = query.abs()
+    first = prefill(method, query, key, value, granules=100)
+    key[before:] *= 1e4
+    second = prefill(method, query, key, value, granules=100)
+    assert second.out[:before].equal(first.out[:before])
+
+
+@pytest.mark.parametrize("name", ROW_LOCAL)
 def test_chunks_of_any_number_of_granules_give_the_same(name):
     method = made(name, dense_below=20, dense_tail=9)
     query, key, value = prompt(6 * method.granule + 3)
