@@ -41,7 +41,7 @@ def paged_attention(
     if decodes and not tiled:
         tokens = torch.tensor([plan.host_starts[b] for b in decodes])
         decoded, lse[tokens] = _decode(query[tokens], kv, _schedule(plan, decodes, window, kv), scale)
-        out[tokens] = decoded.to(dtype)
+        out[tokens] = decoded.to(out.dtype)
     for b in (*decodes, *chunks) if tiled else chunks:
         one = Sequence.of(plan, b, kv.cost.flat)
         if tiled:
@@ -92,8 +92,9 @@ def _decode(query: Tensor, kv: CpuCache, parts: list[Part], scale: float) -> tup
                 continue
             out = part_out.new_zeros((rows, *part_out.shape[1:]))
             lse = part_lse.new_full((rows, heads), float("-inf"))
+        out = out.to(lse.dtype)  # in bf16 each merge would round, and of many parts the last would be lost
         if part.fresh and not _splits(part):
-            out[part.rows], lse[part.rows] = part_out, part_lse
+            out[part.rows], lse[part.rows] = part_out.to(out.dtype), part_lse
             continue
         for i in range(part.batch if _splits(part) else 1):
             new = (part_out[i : i + 1], part_lse[i : i + 1]) if _splits(part) else (part_out, part_lse)

@@ -19,7 +19,7 @@ def attend_tiled(
     window: int | None,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """query `[n, Hq, Dk]` of one sequence; returns out `[n, Hq, Dv]` and lse `[n, Hq]`."""
+    """query `[n, Hq, Dk]` of one sequence; returns out `[n, Hq, Dv]` and lse `[n, Hq]`, both fp32."""
     outs, lses = [], []
     for start in range(0, sequence.q_len, QUERY_TILE):
         tile = query[start : start + QUERY_TILE]
@@ -51,7 +51,8 @@ def _attend_rows(
             num_kv_heads = key.shape[1]
             grouped = (query * scale).reshape(tokens, num_kv_heads, -1, dim).transpose(0, 1)
             packed = grouped.reshape(num_kv_heads, -1, dim)  # [Hkv, n * G, Dk]
-        scores = torch.matmul(packed, key.permute(1, 2, 0))  # [Hkv, n * G, N]
+        # fp32 from here on: a running sum in bf16 loses the later keys
+        scores = torch.matmul(packed, key.permute(1, 2, 0)).float()  # [Hkv, n * G, N]
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)
         if stop > position + 1 or (window is not None and start <= end - 1 - window):
@@ -63,7 +64,7 @@ def _attend_rows(
         if peak is not None:
             new_peak = torch.maximum(peak, new_peak)
         weights = scores.sub_(new_peak.clamp_min(-1e30)).exp_()  # a row may see no key of this tile
-        part = torch.matmul(weights, value.transpose(0, 1))
+        part = torch.matmul(weights.to(value.dtype), value.transpose(0, 1)).float()
         part_total = weights.sum(-1, keepdim=True)
         if out is None or peak is None or total is None:
             out, total = part, part_total

@@ -63,7 +63,7 @@ def paged_attention(
             exact=exact, split=launch.splits > 1, window=window is not None,
             softcap=softcap is not None, sinks=sinks is not None, shared=shared,
         )  # fmt: skip
-        attend_kernel[num_kv_heads, len(launch.tiles), launch.splits](
+        attend_kernel[len(launch.tiles), num_kv_heads, launch.splits](
             query, key_cache, value_cache, part_out, part_lse, sinks,
             plan.cu_seqlens_q, plan.kv_lens, plan.block_table, launch.tiles,
             scale, window or 0, softcap or 0.0,

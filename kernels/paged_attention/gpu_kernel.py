@@ -14,8 +14,8 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     tl.constexpr, BLOCK_V: tl.constexpr, SPLIT: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    kv_head = tl.program_id(0)
-    tile = tiles + tl.program_id(1) * 3
+    tile = tiles + tl.program_id(0) * 3  # the other axes have room for 65,535 only
+    kv_head = tl.program_id(1)
     split = tl.program_id(2)
     sequence = tl.load(tile)
     first_row = tl.load(tile + 1)

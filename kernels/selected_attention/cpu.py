@@ -172,7 +172,8 @@ def _softmax_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """query `[b, H, R, Dk]`, key `[b, H, N, Dk]`, value `[b, H, N, Dv]`."""
-    scores = torch.matmul(query, key.transpose(2, 3)).float().mul_(scale)
+    # widened before the product: torch's CPU rounds that of two bf16 tensors to bf16
+    scores = torch.matmul(query.float(), key.float().transpose(2, 3)).mul_(scale)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     if mask is not None:

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from headway.kernels.gpu_attend import attend_keys
+
 
 @triton.jit  # type: ignore[untyped-decorator]
 def attend_selected_kernel(  # type: ignore[no-untyped-def]
@@ -67,32 +69,12 @@ def attend_selected_kernel(  # type: ignore[no-untyped-def]
         unit = tl.load(chosen + entry * list_unit, mask=entry < num_units, other=-1)
         tokens = unit * UNIT + places % UNIT
         seen = (unit >= 0) & (tokens < kv_len)
-        page = tl.load(table + tokens // PAGE_SIZE, mask=seen, other=0).to(tl.int64)
-        offset = tokens % PAGE_SIZE
-
-        key_rows = keys + page * key_page + offset * key_token
-        k = _seen_rows(key_rows, dims, key_dim, seen, KEY_DIM)  # [N, K]
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if BLOCK_REST > 0:
-            k_rest = _seen_rows(key_rows, rest_dims, key_dim, seen, KEY_DIM)
-            scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision=PRECISION)
-        scores = scores * scale
-        if SOFTCAP:  # tanh(x) = 1 - 2 / (exp(2x) + 1)
-            scores = softcap * (1.0 - 2.0 / (tl.exp2(scores * (2.885390081777927 / softcap)) + 1.0))
-        scores = tl.where(seen[None, :], scores * 1.4426950408889634, float("-inf"))
-
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        base = tl.where(new_peak > float("-inf"), new_peak, 0.0)  # -inf - -inf is NaN
-        keep = tl.exp2(peak - base)
-        weights = tl.exp2(scores - base[:, None])
-        if SHARED:
-            v = k
-        else:
-            value_rows = values + page * value_page + offset * value_token
-            v = _seen_rows(value_rows, value_dims, value_dim, seen, VALUE_DIM)  # [N, V]
-        acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision=PRECISION)
-        total = total * keep + tl.sum(weights, 1)
-        peak = new_peak
+        acc, peak, total = attend_keys(
+            acc, peak, total, q, q_rest, tokens, seen, kv_len - 1, table, keys, values,
+            scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
+            dims, rest_dims, value_dims, KEY_DIM, VALUE_DIM, PAGE_SIZE, BLOCK_REST,
+            False, SOFTCAP, SHARED, PRECISION,
+        )  # fmt: skip
 
     some = total > 0.0
     total = tl.where(some, total, 1.0)
@@ -106,14 +88,6 @@ def attend_selected_kernel(  # type: ignore[no-untyped-def]
         lse + split.to(tl.int64) * lse_split + sequence * lse_row + head * lse_head,
         tl.where(some, (peak + tl.log2(total)) * 0.6931471805599453, float("-inf")),
         mask=is_row,
-    )
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _seen_rows(rows, dims, stride, seen, DIM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One row of the cache per token; unused cells may hold NaN, so what is not seen is never read."""
-    return tl.load(
-        rows[:, None] + dims[None, :] * stride, mask=seen[:, None] & (dims < DIM)[None, :], other=0.0
     )
 
 

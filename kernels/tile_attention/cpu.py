@@ -32,7 +32,7 @@ def tile_attention(
     kv = CpuCache(key_cache, value_cache)
     lists = TileLists.of(plan, tile, local_from, sink_size, spans, span, columns)
     wide = kv.widen(query)
-    result = wide.new_empty((*query.shape[:2], kv.value_dim))
+    result = torch.empty((*query.shape[:2], kv.value_dim), dtype=torch.float32)
     lse = torch.empty(query.shape[:2], dtype=torch.float32)
     sparse = np.flatnonzero(~lists.dense.all(0)).tolist()
 

@@ -17,8 +17,8 @@ def attend(
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(  # type: ignore[no-any-return]
             query, key, value, 0.0, causal, scale=scale
         )
-    out = query.new_empty((*query.shape[:3], value.shape[3]))
-    lse = query.new_empty(query.shape[:3])
+    out = torch.empty((*query.shape[:3], value.shape[3]), dtype=torch.float32)
+    lse = torch.empty(query.shape[:3], dtype=torch.float32)
     rows, step = query.shape[2], max(1, SCORES // (query.shape[1] * key.shape[2]))
     for b in range(query.shape[0]):
         for start in range(0, rows, step):
@@ -33,7 +33,7 @@ def _softmax(
 ) -> tuple[Tensor, Tensor]:
     """query `[Hq, R, Dk]`, key `[Hkv, N, Dk]`; `first`: the number of the first row, if rows are causal."""
     grouped = query.view(key.shape[0], -1, *query.shape[1:])  # [Hkv, G, R, Dk]
-    scores = torch.matmul(grouped, key.unsqueeze(1).transpose(2, 3)).mul_(scale)
+    scores = torch.matmul(grouped, key.unsqueeze(1).transpose(2, 3)).float().mul_(scale)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     if first is not None:
@@ -41,4 +41,4 @@ def _softmax(
         scores.masked_fill_(~seen, float("-inf"))
     lse = torch.logsumexp(scores, -1)
     weights = scores.sub_(lse.unsqueeze(-1)).exp_()
-    return torch.matmul(weights, value.unsqueeze(1)).flatten(0, 1), lse.flatten(0, 1)
+    return torch.matmul(weights.to(value.dtype), value.unsqueeze(1)).flatten(0, 1), lse.flatten(0, 1)

@@ -27,8 +27,9 @@ class ChunkRows:
         self.lanes = max(heads, kv.num_kv_heads)
         by_lane = query.view(len(query), self.lanes, -1, query.shape[2]).transpose(0, 1)
         self.query = by_lane.contiguous()  # [lanes, T, G, Dk]
-        self.out = query.new_zeros((*self.query.shape[:3], kv.value_dim))
-        self.lse = query.new_full(self.query.shape[:3], float("-inf"))
+        # fp32 whatever the query is: parts are merged into both
+        self.out = torch.zeros((*self.query.shape[:3], kv.value_dim), dtype=torch.float32)
+        self.lse = torch.full(self.query.shape[:3], float("-inf"), dtype=torch.float32)
         self.keys = ListedKeys(kv, self.lanes)
 
     def attend(self, first: int, stop: int, slots: list[Numbers]) -> None:

@@ -39,7 +39,7 @@ def tile_attention(
     blocks = -(-tile * constants["ROWS"] // constants["BLOCK_M"])
     lists = 1 if keys is None else keys.shape[1]
     initial_out, initial_lse = (None, None) if initial is None else initial
-    attend_tile_kernel[lanes, tiles * blocks](
+    attend_tile_kernel[tiles * blocks, lanes](
         query, key_cache, value_cache, out, lse, sinks, initial_out, initial_lse, local, runs, keys,
         _ends(runs), _ends(keys), plan.kv_lens, plan.block_table, scale, softcap or 0.0, tokens, tile, blocks,
         sink_size,

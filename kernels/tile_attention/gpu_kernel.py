@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from headway.kernels.gpu_attend import attend_keys
+
 
 @triton.jit  # type: ignore[untyped-decorator]
 def attend_tile_kernel(  # type: ignore[no-untyped-def]
@@ -18,14 +20,16 @@ def attend_tile_kernel(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr, INITIAL: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
     SHARED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    lane = tl.program_id(0)  # ROWS query heads of one KV head
-    num_tiles = tl.num_programs(1) // blocks
-    tile = num_tiles - 1 - tl.program_id(1) // blocks  # the last tiles may be dense and the heaviest
+    program = tl.program_id(0)  # the other axes have room for 65,535 only, too few for a long chunk
+    tl.assume(program < 16777216)  # not known of this axis, and without it ptxas spills
+    lane = tl.program_id(1)  # ROWS query heads of one KV head
+    num_tiles = tl.num_programs(0) // blocks
+    tile = num_tiles - 1 - program // blocks  # the last tiles may be dense and the heaviest
     before = tl.load(kv_lens) - num_tokens  # position of the first query
     first_row = tile * tile_size
     last_row = tl.minimum(first_row + tile_size, num_tokens)
 
-    first = tl.program_id(1) % blocks * BLOCK_M
+    first = program % blocks * BLOCK_M
     if first_row + first // ROWS >= last_row:  # the last tile is shorter
         return
     row = first + tl.arange(0, BLOCK_M)
@@ -84,7 +88,7 @@ def attend_tile_kernel(  # type: ignore[no-untyped-def]
         end = tl.minimum(sink_size, local)
         for index in range(tl.cdiv(end, BLOCK_N)):
             tokens = index * BLOCK_N + tl.arange(0, BLOCK_N)
-            acc, peak, total = _attend_keys(
+            acc, peak, total = attend_keys(
                 acc, peak, total, q, q_rest, tokens, tokens < end, position, block_table, keys, values,
                 scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
                 dims, rest_dims, value_dims, KEY_DIM, VALUE_DIM, PAGE_SIZE, BLOCK_REST,
@@ -100,7 +104,7 @@ def attend_tile_kernel(  # type: ignore[no-untyped-def]
             start = tl.load(chosen + entry, mask=entry < num_spans, other=-1)
             tokens = start + place % span
             seen = (start >= 0) & (tokens >= low) & (tokens < local)
-            acc, peak, total = _attend_keys(
+            acc, peak, total = attend_keys(
                 acc, peak, total, q, q_rest, tokens, seen, position, block_table, keys, values,
                 scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
                 dims, rest_dims, value_dims, KEY_DIM, VALUE_DIM, PAGE_SIZE, BLOCK_REST,
@@ -114,7 +118,7 @@ def attend_tile_kernel(  # type: ignore[no-untyped-def]
             entry = index * BLOCK_N + tl.arange(0, BLOCK_N)
             tokens = tl.load(chosen + entry, mask=entry < num_columns, other=-1)
             seen = (tokens >= low) & (tokens < local)
-            acc, peak, total = _attend_keys(
+            acc, peak, total = attend_keys(
                 acc, peak, total, q, q_rest, tokens, seen, position, block_table, keys, values,
                 scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
                 dims, rest_dims, value_dims, KEY_DIM, VALUE_DIM, PAGE_SIZE, BLOCK_REST,
@@ -126,7 +130,7 @@ def attend_tile_kernel(  # type: ignore[no-untyped-def]
         last = before + tl.minimum(first_row + (first + BLOCK_M - 1) // ROWS, last_row - 1)
         for index in range(full):
             tokens = local + index * BLOCK_N + tl.arange(0, BLOCK_N)
-            acc, peak, total = _attend_keys(
+            acc, peak, total = attend_keys(
                 acc, peak, total, q, q_rest, tokens, tokens >= 0, position, block_table, keys, values,
                 scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
                 dims, rest_dims, value_dims, KEY_DIM, VALUE_DIM, PAGE_SIZE, BLOCK_REST,
@@ -134,7 +138,7 @@ def attend_tile_kernel(  # type: ignore[no-untyped-def]
             )  # fmt: skip
         for index in range(full, tl.cdiv(last + 1 - local, BLOCK_N)):
             tokens = local + index * BLOCK_N + tl.arange(0, BLOCK_N)
-            acc, peak, total = _attend_keys(
+            acc, peak, total = attend_keys(
                 acc, peak, total, q, q_rest, tokens, tokens <= last, position, block_table, keys, values,
                 scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
                 dims, rest_dims, value_dims, KEY_DIM, VALUE_DIM, PAGE_SIZE, BLOCK_REST,
@@ -153,50 +157,4 @@ def attend_tile_kernel(  # type: ignore[no-untyped-def]
         lse + token.to(tl.int64) * lse_token + head * lse_head,
         tl.where(some, (peak + tl.log2(total)) * 0.6931471805599453, float("-inf")),
         mask=is_row,
-    )
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _attend_keys(  # type: ignore[no-untyped-def]
-    acc, peak, total, q, q_rest, tokens, seen, position, table, keys, values,
-    scale, softcap, key_page, key_token, key_dim, value_page, value_token, value_dim,
-    dims, rest_dims, value_dims, KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    BLOCK_REST: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, SHARED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Fold in one tile of keys at any tokens; only the `seen` are read."""
-    page = tl.load(table + tokens // PAGE_SIZE, mask=seen, other=0).to(tl.int64)  # a pool can exceed 2^31
-    offset = tokens % PAGE_SIZE
-    key_rows = keys + page * key_page + offset * key_token
-    k = _seen_rows(key_rows, dims, key_dim, seen, KEY_DIM)  # [N, K]
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    if BLOCK_REST > 0:
-        k_rest = _seen_rows(key_rows, rest_dims, key_dim, seen, KEY_DIM)
-        scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision=PRECISION)
-    scores = scores * scale
-    if SOFTCAP:  # tanh(x) = 1 - 2 / (exp(2x) + 1)
-        scores = softcap * (1.0 - 2.0 / (tl.exp2(scores * (2.885390081777927 / softcap)) + 1.0))
-    read = seen[None, :]
-    if CAUSAL:
-        read = read & (tokens[None, :] <= position[:, None])
-    scores = tl.where(read, scores * 1.4426950408889634, float("-inf"))
-
-    new_peak = tl.maximum(peak, tl.max(scores, 1))
-    base = tl.where(new_peak > float("-inf"), new_peak, 0.0)  # -inf - -inf is NaN
-    keep = tl.exp2(peak - base)
-    weights = tl.exp2(scores - base[:, None])
-    if SHARED:
-        v = k
-    else:
-        value_rows = values + page * value_page + offset * value_token
-        v = _seen_rows(value_rows, value_dims, value_dim, seen, VALUE_DIM)  # [N, V]
-    acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision=PRECISION)
-    return acc, new_peak, total * keep + tl.sum(weights, 1)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _seen_rows(rows, dims, stride, seen, DIM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One row of the cache per token; unused cells may hold NaN, so what is not seen is never read."""
-    return tl.load(
-        rows[:, None] + dims[None, :] * stride, mask=seen[:, None] & (dims < DIM)[None, :], other=0.0
     )
