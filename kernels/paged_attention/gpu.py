@@ -86,7 +86,7 @@ def kernel_constants(
     if key_dim > 256 and main_dim != key_dim:  # MLA: 576 = 512 + 64, not 1024
         main_dim //= 2
         rest_dim = max(16, triton.next_power_of_2(key_dim - main_dim))
-    block_n, num_warps, num_stages = _tile(max(main_dim, value_dim), block_m, exact)
+    block_n, num_warps, num_stages = _tile(max(main_dim, value_dim), block_m, exact, split)
     return {
         "KEY_DIM": key_dim, "VALUE_DIM": value_dim, "GROUP_SIZE": group_size, "PAGE_SIZE": page_size,
         "BLOCK_M": block_m, "BLOCK_N": block_n,
@@ -105,12 +105,12 @@ def block_rows(rows: int, dim: int, exact: bool) -> int:
     return max(16, min(most, int(triton.next_power_of_2(rows))))
 
 
-def _tile(dim: int, block_m: int, exact: bool) -> tuple[int, int, int]:
+def _tile(dim: int, block_m: int, exact: bool, split: bool) -> tuple[int, int, int]:
     """BLOCK_N, warps, stages: none spills on sm_90 (tests/kernels/test_compiled.py); not yet timed."""
     if exact or dim > 256:
         return 32, 8 if block_m > 16 else 4, 2
     if block_m <= 32:
-        return (64, 4, 3) if dim <= 128 else (32, 4, 3)
+        return (64, 4, 3 if split else 2) if dim <= 128 else (32, 4, 3)
     return (64, 8, 3) if dim <= 128 else (32, 8, 2)
 
 
