@@ -214,3 +214,30 @@ def test_check_sees_a_page_that_was_lost_or_given_twice() -> None:
     cache._pool._allocator.give_back(page)
     with pytest.raises(RuntimeError, match="distinct pages"):
         cache.check([sequence])
+
+
+def test_a_prompt_lies_side_by_side_even_where_others_are_evicted_for_it() -> None:
+    cache = make_cache(num_pages=8)
+    cache.release(computed(cache, DOCUMENT[:32]))
+    assert cache.idle == 8
+    later = make_sequence([3] * 20)
+    cache.extend_chain(later)
+    cache.admit(later)
+    first = later.pages[0]
+    assert later.pages == list(range(first, first + 5))
+
+
+def test_answers_lie_behind_their_prompts_although_they_grow_by_turns() -> None:
+    cache = make_cache(num_pages=16)
+    both = [make_sequence(DOCUMENT[start : start + 7], max_tokens=8) for start in (0, 9)]
+    for sequence in both:
+        sequence.max_tokens = 8
+        cache.extend_chain(sequence)
+        cache.admit(sequence)
+    for _ in range(2):
+        for sequence in both:
+            cache.grow(sequence)
+    assert [sequence.pages for sequence in both] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    for sequence in both:
+        cache.release(sequence)
+    cache.check([])
