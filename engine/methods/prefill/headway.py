@@ -78,7 +78,7 @@ class Method(PrefillMethod[Settings]):
 
     def _hide_future(self, exact: Tensor, chunk: ChunkView, start: int, stop: int) -> None:
         """No tile's highest score may be that of a key behind its start; such keys are no candidates."""
-        first = max(start, chunk.start)
+        first = min(stop, max(start, chunk.start))
         keys = torch.arange(first, stop, device=exact.device)
         future = keys >= chunk.tile_starts(self.settings.tile).unsqueeze(1)
         exact[..., first - start :].masked_fill_(future, -torch.inf)

@@ -1,8 +1,10 @@
 """headway: which runs of keys a tile reads, and that nothing behind the tile has a say."""
 
 import pytest
+import torch
 from pydantic import ValidationError
 
+from headway.engine.methods.prefill import headway
 from headway.engine.methods.prefill.headway import Method, Settings
 from headway.engine.selection.settings import of_requests
 
@@ -27,6 +29,18 @@ def test_the_runs_with_the_highest_sums_are_read(softcap):
         for head, order in enumerate(sums.argsort(descending=True).tolist()):
             tokens = [BLOCK * run + at for run in order[: BUDGET // BLOCK] for at in range(BLOCK)]
             assert counts[head, start, :start].round().nonzero().flatten().tolist() == sorted(tokens)
+
+
+@pytest.mark.parametrize("piece", [BLOCK, 5 * BLOCK, 2 * TILE])
+@pytest.mark.parametrize("granules", [1, 2, 100])
+def test_keys_that_are_scored_piece_by_piece_are_chosen_alike(monkeypatch, piece, granules):
+    query, key, value = prompt(6 * TILE)
+    spans = []
+    for size in (headway.PIECE, piece):
+        monkeypatch.setattr(headway, "PIECE", size)
+        views = chunks(made(), query, key, value, granules=granules)
+        spans.append([made().select(rows, view).spans for view, rows in views])
+    assert all(map(torch.equal, *spans))
 
 
 @pytest.mark.parametrize("block", [1, 8, TILE])
