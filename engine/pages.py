@@ -50,10 +50,8 @@ class PageAllocator:
         """
         if after is not None and after + 1 < self.num_pages and self._free[after + 1]:
             return self._hold_first(after + 1)
-        page = int(np.argmax(self._free & ~self._kept))
-        return self._hold_first(
-            page if self._free[page] and not self._kept[page] else int(np.argmax(self._free))
-        )
+        others = self._free & ~self._kept
+        return self._hold_first(int(np.argmax(others if others.any() else self._free)))
 
     def end(self, room: range) -> None:
         """The sequence for which these pages were kept wants no more."""
