@@ -50,3 +50,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 clean:                                       ## remove the virtual environment and caches
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find kernels -name "*.nb[ci]" -delete

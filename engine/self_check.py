@@ -1,5 +1,7 @@
 """The start-up self-check: logits over the paged cache must equal the model's own."""
 
+import math
+
 import torch
 from transformers import PreTrainedModel
 
@@ -75,10 +77,10 @@ def _own_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
 
 def _paged_logits(runner: ModelRunner, sequences: list[Sequence]) -> list[torch.Tensor]:
     rows: list[list[torch.Tensor]] = [[] for _ in sequences]
-    for share in (0.0, 0.4), (0.4, 0.5), (0.5, 1.0):
+    for share in (0.0, 0.4), (0.4, 0.5), (0.5, 0.99), (0.99, 1.0):  # the last one: a decode
         chunks = []
         for sequence in sequences:
-            start, end = (round(part * len(sequence.tokens)) for part in share)
+            start, end = (math.floor(part * len(sequence.tokens)) for part in share)
             chunks.append(
                 Chunk(sequence, start, end - start, samples=True, prompt_logprob_rows=end - start - 1)
             )

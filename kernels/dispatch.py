@@ -18,13 +18,18 @@ def version(tensor: torch.Tensor) -> Version:
 
     Set in the environment from the start, `HEADWAY_REFERENCE=1` forces the reference everywhere, and
     `TRITON_INTERPRET=1` sends CPU tensors through the Triton kernels: that is how they are tested without a
-    GPU. A device without Triton gets the reference, which is right and slow.
+    GPU. A device without Triton, or a CPU without Numba, gets the reference, which is right and slow.
     """
     if _REFERENCE:
         return "reference"
     if tensor.is_cuda or _INTERPRETED:
         return "gpu" if has_triton() else "reference"
-    return "cpu" if tensor.device.type == "cpu" else "reference"
+    return "cpu" if tensor.device.type == "cpu" and has_numba() else "reference"
+
+
+@cache
+def has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
 
 
 @cache

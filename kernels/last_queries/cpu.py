@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from headway.kernels.cpu_scratch import Scratch
 from headway.kernels.paged_attention.cpu_cache import CpuCache
 from headway.kernels.paged_attention.cpu_schedule import Sequence
 from headway.kernels.paged_attention.plan import AttentionPlan
-from headway.kernels.selected_attention.cpu_scratch import Scratch
 
 BLOCK = 8192  # keys
 SCRATCH = 16 * 1024 * 1024  # numbers kept for the second look, about: 64 MiB

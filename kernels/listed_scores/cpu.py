@@ -1,82 +1,80 @@
-"""listed_scores on a CPU: the listed keys are copied side by side, one product scores them for each group.
+"""listed_scores on a CPU: one compiled call reads the listed keys of all sequences where they lie."""
 
-A PyTorch call costs 2-5 us, a numpy call 1, the copy and the product of 4096 keys of 2 heads about 110: what
-is small is done in numpy.
-"""
+from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from headway.kernels.cpu_workers import share_out
+from headway.kernels.cpu_compile import compiled
+from headway.kernels.cpu_pages import page_tables, strided
+from headway.kernels.cpu_scores import ROWS, Floats, Part, Strides, group_queries, score_in_parts, score_rows
 from headway.kernels.listed_scores import GroupReduction
 from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
-from headway.kernels.selected_attention.cpu_lists import UnitPlaces, chosen, unit_cells, unit_places
-
-COPY_BYTES = 1024 * 1024  # keys of one product; larger copies fall out of the CPU's cache
-SHARED_BYTES = 1024 * 1024  # keys in all, from which on threads share the lists; meeting costs 50-100 us
 
 
 def listed_scores(
     query: Tensor, key_cache: Tensor, plan: AttentionPlan, indices: Tensor, unit: int, scale: float,
     softcap: float | None, reduce: GroupReduction, active: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    where = unit_places(plan, unit)
-    if active is None or active.all():
-        return _score(query, key_cache, indices, unit, where, scale, softcap, reduce)
-    shape = len(query), key_cache.shape[2], indices.shape[2] * unit
-    scores = torch.full(shape, float("-inf"))
-    rows = active.nonzero().squeeze(1)
-    if len(rows):
-        some = where.of(rows.tolist())
-        scores[rows] = _score(query[rows], key_cache, indices[rows], unit, some, scale, softcap, reduce)
-    return scores
+    page_size, num_kv_heads, dim = key_cache.shape[1:]
+    batch, num_lists, width = indices.shape
+    groups, lanes = group_queries(query, num_kv_heads, scale, softcap, reduce)
+    keys, strides = strided(key_cache)
+    pages, starts, kv_lens = page_tables(plan)
+    if active is not None:
+        kv_lens = kv_lens * active.numpy()
+    groups = groups.reshape(batch, num_lists, -1, *groups.shape[2:])
+    lists, cap = indices.contiguous().numpy(), np.float32(softcap or 0.0)
+
+    def score(part: Part, out: Floats) -> None:
+        by_list = out.reshape(batch, num_lists, -1, *out.shape[2:])
+        wrong = _score(
+            part, groups, keys, strides, page_size, pages, starts, kv_lens, lists, unit, cap, by_list
+        )
+        if wrong >= 0:
+            raise ValueError(
+                f"indices[{wrong}] names unit {lists[wrong].max()}, of {unit} tokens each, "
+                f"in a sequence of {kv_lens[wrong]} tokens"
+            )
+
+    shape = batch, num_kv_heads, lanes, width * unit
+    numbers = batch * num_kv_heads * width * unit * dim
+    return score_in_parts(score, batch * num_lists * width, numbers, shape, reduce)
 
 
+@compiled
 def _score(
-    query: Tensor, key_cache: Tensor, indices: Tensor, unit: int, where: UnitPlaces, scale: float,
-    softcap: float | None, reduce: GroupReduction,
-) -> Tensor:  # fmt: skip
-    batch, num_lists, num_units = indices.shape
-    num_kv_heads, dim = key_cache.shape[2:]
-    groups = query.float().numpy().reshape(batch * num_kv_heads, -1, dim) * np.float32(scale)
-    if reduce == "mean" and softcap is None:  # the mean of products is the product of the mean
-        groups = groups.mean(1, keepdims=True)
+    part: Part, query: Floats, keys: Any, strides: Strides, page_size: int, pages: Numbers, starts: Numbers,
+    kv_lens: Numbers, lists: NDArray[np.int32], unit: int, softcap: np.float32, out: Floats,
+) -> int:  # fmt: skip
+    """query `[B, Hs, H, G, D]` times the keys of the units from part[0] to part[1] of all lists `[B, Hs, M]`.
 
-    places, lengths = chosen(indices, unit, where)
-    rows = (places * (unit * num_kv_heads))[..., None] + unit_cells(num_kv_heads, num_kv_heads, unit)
-    rows = rows.reshape(batch * num_kv_heads, -1)
-    scores = np.empty((batch * num_kv_heads, num_units * unit), dtype=np.float32)
-    step = max(1, COPY_BYTES // (4 * dim * rows.shape[1]))
-
-    def score(lists: range) -> None:
-        for first in range(lists.start, lists.stop, step):
-            some = slice(first, min(first + step, lists.stop))
-            keys = _copy(key_cache, rows[some])
-            products = torch.bmm(torch.from_numpy(groups[some]), keys.transpose(1, 2))  # [lists, G, N]
-            if softcap is not None:
-                products.div_(softcap).tanh_().mul_(softcap)
-                if reduce == "mean":
-                    products = products.mean(1, keepdim=True)
-            np.maximum.reduce(products.numpy(), 1, out=scores[some, : rows.shape[1]])
-
-    if 4 * dim * rows.size < SHARED_BYTES:
-        score(range(len(rows)))
-    else:
-        share_out(score, range(len(rows)))
-
-    by_list = scores.reshape(batch * num_lists, num_kv_heads // num_lists, -1)
-    for one, length in zip(by_list, lengths, strict=True):
-        one[:, length:] = -np.inf  # what lies there may be NaN
-    return torch.from_numpy(scores.reshape(batch, num_kv_heads, -1))
-
-
-def _copy(cache: Tensor, rows: Numbers) -> Tensor:
-    """Keys fp32 `[lists, N, D]` of rows `[lists, N]` of the cache as [num_pages * page_size * Hkv, D]."""
-    dim = cache.shape[3]
-    if not cache.is_contiguous():
-        return cache[torch.unravel_index(torch.from_numpy(rows), cache.shape[:3])].float()
-    if cache.dtype == torch.float32 and rows.size * dim * 4 <= COPY_BYTES:  # numpy copies short rows faster
-        return torch.from_numpy(cache.numpy().reshape(-1, dim).take(rows, 0))
-    copied = cache.view(-1, dim).index_select(0, torch.from_numpy(rows.ravel()))
-    return copied.float().view(*rows.shape, dim)
+    H: KV heads that a list serves; keys as `flat` gives them; pages: those of all sequences, those of one
+    from its `starts` on; kv_lens: 0 for a sequence that is not wanted. out `[B, Hs, H, L, M * unit]` holds
+    -inf. Returns the first sequence found whose list names a unit that it does not have, else -1.
+    """
+    num_lists, width = lists.shape[1:]
+    heads = query.shape[2]
+    step = max(1, ROWS // unit)  # units
+    at = np.empty(step * unit, np.int64)
+    for row in range(len(lists)):
+        for lane in range(num_lists if kv_lens[row] else 0):
+            own, into, chosen = query[row, lane], out[row, lane], lists[row, lane]
+            before = (row * num_lists + lane) * width
+            last = min(part[1] - before, width)
+            for first in range(max(part[0] - before, 0), last, step):
+                count = 0
+                for place in range(first, min(first + step, last)):
+                    token = np.int64(chosen[place]) * unit
+                    if token < 0:
+                        break
+                    if token >= kv_lens[row]:
+                        return row
+                    page, slot = pages[starts[row] + token // page_size], token % page_size
+                    key = page * strides[0] + slot * strides[1] + lane * heads * strides[2]
+                    for t in range(min(unit, kv_lens[row] - token)):
+                        at[count] = key + t * strides[1]
+                        count += 1
+                score_rows(own, keys, at[:count], strides[2], softcap, into, first * unit)
+    return -1

@@ -1,67 +1,115 @@
-"""page_summary on a CPU: a few pages each in place, many gathered into one reduction.
+"""page_summary on a CPU: each page's keys read once where they lie, channels side by side in vectors.
 
-Measured on Zen 3 with 2 heads of 32 and pages of 64: 20 us for a page in place; a gather costs 100 and 2 more
-for each of its pages.
+Measured on Zen 3, one thread, pages of 64 keys with 2 heads of 32: 15 us, and 0.3 more for each page.
 """
 
-import torch
+from math import prod
+from typing import Any
+
+import numpy as np
+from numba.extending import register_jitable
+from numpy.typing import NDArray
 from torch import Tensor
 
-FEW_PAGES = 4
-GATHER_BYTES = 2 * 1024 * 1024  # more would leave the CPU's cache between gathering and reducing
+from headway.kernels.cpu_compile import compiled_exactly, flat, widen
+from headway.kernels.cpu_workers import share_out
+from headway.kernels.page_summary.cpu_narrow import narrow
+
+MANY_NUMBERS = 1 << 21  # so many take several times as long as to hand them to another thread
+NOTHING = np.empty(0, np.float32), (0, 0, 0, 0)
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Strides = tuple[int, ...]  # page, token, head, channel
 
 
 def summarise_pages(
     key_cache: Tensor, pages: Tensor, filled: Tensor, bounds: Tensor | None, mean: Tensor | None
 ) -> None:
-    counts = {page: count for page, count in zip(pages.tolist(), filled.tolist(), strict=True) if page >= 0}
-    num_pages, page_size = key_cache.shape[:2]
-    if not counts:
-        return
-    if max(counts) >= num_pages:
-        raise IndexError(f"pages holds {max(counts)}, key_cache has {num_pages} pages")
-    if min(counts.values()) < 1 or max(counts.values()) > page_size:
-        raise ValueError(f"filled must lie between 1 and page_size = {page_size}")
-    if len(counts) <= FEW_PAGES:
-        for page, count in counts.items():
-            _summarise_one(key_cache, page, count, bounds, mean)
-        return
-    if len(counts) < len(pages):
-        kept = pages >= 0
-        pages, filled = pages[kept], filled[kept]
-    at_once = max(1, GATHER_BYTES // (4 * key_cache[0].numel()))
-    for start in range(0, len(pages), at_once):
-        some = slice(start, start + at_once)
-        _summarise_many(key_cache, pages[some], filled[some], bounds, mean)
+    if key_cache.stride(3) != 1:
+        key_cache = key_cache.contiguous()
+    shape, numbers, counts = tuple(key_cache.shape), flat(pages.contiguous()), flat(filled.contiguous())
+    keys, highs_lows, means = _walkable(key_cache), _walkable(bounds), _walkable(mean)
+
+    def summarise(items: range) -> None:
+        part = items.start, items.stop
+        wrong = _summarise(part, shape, numbers, counts, *keys, *highs_lows, *means)
+        if wrong == 1:
+            raise IndexError(f"pages holds {numbers.max()}, key_cache has {shape[0]} pages")
+        if wrong == 2:
+            raise ValueError(f"filled must lie between 1 and page_size = {shape[1]}")
+
+    if len(numbers) * prod(shape[1:]) < MANY_NUMBERS:
+        summarise(range(len(numbers)))
+    else:
+        share_out(summarise, range(len(numbers)))
 
 
-def _summarise_one(
-    key_cache: Tensor, page: int, count: int, bounds: Tensor | None, mean: Tensor | None
+def _walkable(tensor: Tensor | None) -> tuple[NDArray[Any], Strides]:
+    return NOTHING if tensor is None else (flat(tensor), tensor.stride())
+
+
+@compiled_exactly
+def _summarise(
+    items: tuple[int, int], shape: tuple[int, ...], pages: Ints, filled: Ints, keys: Any, strides: Strides,
+    bounds: Any, bounds_strides: Strides, mean: Any, mean_strides: Strides,
+) -> int:  # fmt: skip
+    """`pages` from items[0] to items[1]; none and 1 if one lies beyond the cache, 2 if a count is wrong."""
+    num_pages, page_size, heads, dim = shape
+    for i in range(len(pages)):
+        if pages[i] >= num_pages:
+            return 1
+    for i in range(len(pages)):
+        if pages[i] >= 0 and not 1 <= filled[i] <= page_size:
+            return 2
+    at_once = heads if strides[2] == dim else 1  # heads side by side are read as one
+    high, low = np.empty(at_once * dim, np.float32), np.empty(at_once * dim, np.float32)
+    for item in range(items[0] * heads, items[1] * heads, at_once):
+        page, head, count = pages[item // heads], item % heads, filled[item // heads]
+        if page < 0:
+            continue
+        start = page * strides[0] + head * strides[2]
+        if len(bounds):
+            _bound(keys, start, strides[1], count, high, low)
+            _write(high, bounds, page, head, 0, dim, bounds_strides)
+            _write(low, bounds, page, head, dim, dim, bounds_strides)
+        if len(mean):
+            _average(keys, start, strides[1], count, high)
+            _write(high, mean, page, head, 0, dim, mean_strides)
+    return 0
+
+
+@register_jitable
+def _bound(keys: Any, start: int, stride: int, count: int, high: Floats, low: Floats) -> None:
+    """Two keys at a time, the last one twice if need be: compilers make no vectors of one."""
+    high[:], low[:] = -np.inf, np.inf
+    for t in range(0, count, 2):
+        at, next_at = start + t * stride, start + min(t + 1, count - 1) * stride
+        key, next_key = keys[at : at + len(high)], keys[next_at : next_at + len(high)]
+        for d in range(len(high)):
+            one, other, most, least = widen(key[d]), widen(next_key[d]), high[d], low[d]
+            most = one if one > most else most
+            least = one if one < least else least
+            high[d] = other if other > most else most
+            low[d] = other if other < least else least
+
+
+@register_jitable
+def _average(keys: Any, start: int, stride: int, count: int, mean: Floats) -> None:
+    mean[:] = 0
+    for t in range(count):
+        key = keys[start + t * stride : start + t * stride + len(mean)]
+        for d in range(len(mean)):
+            mean[d] += widen(key[d])
+    mean /= np.float32(count)
+
+
+@register_jitable
+def _write(
+    numbers: Floats, memory: Any, page: Any, head: int, channel: int, dim: int, strides: Strides
 ) -> None:
-    page_stride, *strides = key_cache.stride()
-    size, start = (count, *key_cache.shape[2:]), key_cache.storage_offset() + page * page_stride
-    keys = key_cache.as_strided(size, strides, start)
-    if bounds is not None:
-        torch.cat((keys.amax(0), keys.amin(0)), -1, out=bounds[page, 0])
-    if mean is not None:
-        mean[page, 0] = keys.sum(0, dtype=torch.float32) / count
-
-
-def _summarise_many(
-    key_cache: Tensor, pages: Tensor, filled: Tensor, bounds: Tensor | None, mean: Tensor | None
-) -> None:
-    num_pages, page_size, *row = key_cache.shape
-    offsets = torch.arange(page_size)
-    cells = torch.minimum(offsets, filled.unsqueeze(1) - 1)  # never a cell whose content is unknown
-    if key_cache.stride(0) == page_size * key_cache.stride(1):
-        flat = key_cache.as_strided((num_pages * page_size, *row), key_cache.stride()[1:])
-        slots = cells.add_(pages.unsqueeze(1) * page_size).view(-1)
-        keys = flat.index_select(0, slots).view(-1, page_size, *row)
-    else:  # head-first layout: slots of two pages are not one stride apart
-        keys = key_cache[pages.unsqueeze(1), cells]
-    if bounds is not None:
-        bounds[pages, 0] = torch.cat((keys.amax(1), keys.amin(1)), -1)
-    if mean is not None:
-        present = (offsets < filled.unsqueeze(1)).float()[:, :, None, None]
-        total = (keys * present).sum(1, dtype=torch.float32)
-        mean[pages, 0] = (total / filled[:, None, None]).to(mean.dtype)
+    """Numbers of heads from `head` on, `dim` each, from `channel` of a page's summary on."""
+    for place in range(0, len(numbers), dim):
+        at = page * strides[0] + (head + place // dim) * strides[2] + channel * strides[3]
+        for d in range(dim):
+            memory[at + d * strides[3]] = narrow(numbers[place + d], memory[at])

@@ -7,15 +7,16 @@ diagonal.
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headway.kernels.paged_attention.cpu_cache import CpuCache
-from headway.kernels.paged_attention.cpu_decodes import InPlace, Part, schedule_decodes
+from headway.kernels.paged_attention.cpu_decodes import attend_decodes
 from headway.kernels.paged_attention.cpu_schedule import Piece, Sequence
 from headway.kernels.paged_attention.cpu_tiled import attend_tiled
 from headway.kernels.paged_attention.merging import add_part, add_sinks
-from headway.kernels.paged_attention.plan import AttentionPlan
+from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
 
 WINDOW_TILE = 64  # queries that share one band of keys: small tiles waste less of a short window
 
@@ -24,25 +25,20 @@ def paged_attention(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan,
     scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, out: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    decodes, chunks = plan.memo("cpu", lambda: _kinds(plan))
+    if not chunks:  # what a decode step is
+        decoded, lse = attend_decodes(
+            query, key_cache, value_cache, plan, decodes, scale, window, softcap, sinks
+        )  # fmt: skip
+        return (decoded.to(query.dtype) if out is None else out.copy_(decoded)), lse
+
     kv = CpuCache(key_cache, value_cache)
     dtype, query = query.dtype, kv.widen(query)
-    decodes, chunks = plan.memo("cpu", lambda: _kinds(plan))
-    tiled = softcap is not None or not kv.same_dim
-    if not chunks and not tiled:  # what a decode step is
-        decoded, lse = _decode(query, kv, _schedule(plan, decodes, window, kv), scale)
-        out = decoded.to(dtype) if out is None else out.copy_(decoded)
-        if sinks is not None:
-            add_sinks(out, lse, sinks)
-        return out, lse
-
     if out is None:
         out = torch.empty((*query.shape[:2], kv.value_dim), dtype=dtype)
     lse = torch.empty(query.shape[:2], dtype=torch.float32)
-    if decodes and not tiled:
-        tokens = torch.tensor([plan.host_starts[b] for b in decodes])
-        decoded, lse[tokens] = _decode(query[tokens], kv, _schedule(plan, decodes, window, kv), scale)
-        out[tokens] = decoded.to(out.dtype)
-    for b in (*decodes, *chunks) if tiled else chunks:
+    tiled = softcap is not None or not kv.same_dim
+    for b in chunks:
         one = Sequence.of(plan, b, kv.cost.flat)
         if tiled:
             tiled_out, lse[one.rows] = attend_tiled(query[one.rows], one, kv.load, scale, window, softcap)
@@ -51,20 +47,19 @@ def paged_attention(
             _Chunk(kv, one, scale).attend(query[one.rows], window, out[one.rows], lse[one.rows])
     if sinks is not None:
         add_sinks(out, lse, sinks)
+    if len(decodes):
+        tokens = torch.tensor([plan.host_starts[b] for b in decodes])
+        decoded, lse[tokens] = attend_decodes(
+            query[tokens], key_cache, value_cache, plan, decodes, scale, window, softcap, sinks
+        )  # fmt: skip
+        out[tokens] = decoded.to(out.dtype)
     return out, lse
 
 
-def _kinds(plan: AttentionPlan) -> tuple[list[int], list[int]]:
+def _kinds(plan: AttentionPlan) -> tuple[Numbers, list[int]]:
     """The sequences that decode, and those that bring longer chunks."""
-    kinds: tuple[list[int], list[int]] = ([], [])
-    for b, q_len in enumerate(plan.host_q_lens):
-        kinds[q_len > 1].append(b)
-    return kinds
-
-
-def _schedule(plan: AttentionPlan, decodes: list[int], window: int | None, kv: CpuCache) -> list[Part]:
-    key = ("cpu decodes", window, kv.cost)
-    return plan.memo(key, lambda: schedule_decodes(plan, decodes, window, kv.cost))
+    q_lens = np.array(plan.host_q_lens)
+    return np.flatnonzero(q_lens == 1), np.flatnonzero(q_lens > 1).tolist()
 
 
 def _flash(
@@ -74,52 +69,6 @@ def _flash(
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(  # type: ignore[no-any-return]
         query, key, value, 0.0, causal, attn_mask=mask, scale=scale
     )
-
-
-def _decode(query: Tensor, kv: CpuCache, parts: list[Part], scale: float) -> tuple[Tensor, Tensor]:
-    """One query per row, the group's heads packed as rows of one KV head so that K and V are read once."""
-    rows, heads, dim = query.shape
-    packed = query.reshape(rows, kv.num_kv_heads, -1, dim)
-    out = lse = None
-    for part in parts:
-        whole = part.batch == rows and isinstance(part.rows, slice) and not _splits(part)
-        part_query = packed if whole else packed[part.rows]
-        part_out, part_lse = _attend_part(part_query, kv, part, scale)
-        part_out, part_lse = part_out.reshape(-1, heads, part_out.shape[3]), part_lse.reshape(-1, heads)
-        if out is None or lse is None:
-            if whole:
-                out, lse = part_out, part_lse
-                continue
-            out = part_out.new_zeros((rows, *part_out.shape[1:]))
-            lse = part_lse.new_full((rows, heads), float("-inf"))
-        out = out.to(lse.dtype)  # in bf16 each merge would round, and of many parts the last would be lost
-        if part.fresh and not _splits(part):
-            out[part.rows], lse[part.rows] = part_out.to(out.dtype), part_lse
-            continue
-        for i in range(part.batch if _splits(part) else 1):
-            new = (part_out[i : i + 1], part_lse[i : i + 1]) if _splits(part) else (part_out, part_lse)
-            out[part.rows], lse[part.rows] = add_part(out[part.rows], lse[part.rows], *new)
-    assert out is not None  # a row always sees itself
-    assert lse is not None
-    return out[..., : kv.value_dim], lse.float()
-
-
-def _splits(part: Part) -> bool:
-    return isinstance(part, InPlace) and part.split
-
-
-def _attend_part(query: Tensor, kv: CpuCache, part: Part, scale: float) -> tuple[Tensor, Tensor]:
-    """query `[n, Hkv, G, D]`, n = part.batch, or 1 for the splits of one row."""
-    if isinstance(part, InPlace):
-        key, value = kv.load_runs(part.start, part.step, part.length, part.batch)
-        return _flash(query.expand(part.batch, -1, -1, -1) if part.split else query, key, value, scale)
-    key, value = (
-        x.view(part.batch, part.length, *x.shape[1:]).transpose(1, 2) for x in kv.load(part.slots)
-    )  # [n, Hkv, length, D]
-    mask = part.padding
-    if mask is not None:
-        mask = mask.to(key.dtype).expand(-1, 1, query.shape[2], -1)
-    return _flash(query, key, value, scale, mask=mask)
 
 
 class _Chunk:

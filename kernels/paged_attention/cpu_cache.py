@@ -42,7 +42,7 @@ def _layout(
     flat = all(page == page_size * token and dim == 1 for page, token, _, dim in (key_stride, value_stride))
     compute = dtype if multiplies_fast(dtype) else torch.float32
     token_bytes = num_kv_heads * (key_dim + value_dim) * dtype.itemsize
-    cost = ReadCost(token_bytes, flat and compute == dtype, flat, num_kv_heads)
+    cost = ReadCost(token_bytes, flat and compute == dtype, flat)
     return Layout(shared, shared or value_dim == key_dim, value_dim, compute, cost)
 
 
@@ -58,17 +58,12 @@ class CpuCache:
 
     @property
     def num_kv_heads(self) -> int:
-        return self.cost.num_kv_heads
+        return self.key.shape[2]
 
     def load(self, piece: Piece) -> tuple[Tensor, Tensor]:
         """Keys and values `[N, Hkv, D]` of a piece, in place where possible."""
         key = self._read(self.key, piece)
         return key, key if self.shared else self._read(self.value, piece)
-
-    def load_runs(self, start: int, step: int, length: int, count: int) -> tuple[Tensor, Tensor]:
-        """Keys and values `[count, Hkv, length, D]` of runs that begin `step` slots apart, in place."""
-        key = self._runs(self.key, start, step, length, count)
-        return key, key if self.shared else self._runs(self.value, start, step, length, count)
 
     def widen(self, tensor: Tensor) -> Tensor:
         if tensor.dtype != self.dtype:
@@ -79,16 +74,6 @@ class CpuCache:
         if not self.cost.flat:
             at = torch.arange(*piece) if isinstance(piece, tuple) else piece
             return self.widen(kv[at // kv.shape[1], at % kv.shape[1]])
-        if isinstance(piece, tuple):
-            start, stop = piece
-            return self._runs(kv, start, 0, stop - start, 1)[0].transpose(0, 1)
-        num_pages, page_size, num_kv_heads, dim = kv.shape
-        slots = kv.as_strided((num_pages * page_size, num_kv_heads, dim), kv.stride()[1:])
-        return self.widen(slots.index_select(0, piece))
-
-    def _runs(self, kv: Tensor, start: int, step: int, length: int, count: int) -> Tensor:
-        """One view: a decode makes two of these per layer, and each further view costs it a microsecond."""
-        _, token, head, _ = kv.stride()
-        size = (count, self.cost.num_kv_heads, length, kv.shape[3])
-        strides = (step * token, head, token, 1)
-        return self.widen(kv.as_strided(size, strides, kv.storage_offset() + start * token))
+        num_pages, page_size, *row = kv.shape
+        slots = kv.as_strided((num_pages * page_size, *row), kv.stride()[1:])
+        return self.widen(slots[slice(*piece)] if isinstance(piece, tuple) else slots.index_select(0, piece))

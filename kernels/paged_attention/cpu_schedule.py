@@ -28,7 +28,6 @@ class ReadCost(NamedTuple):
     token_bytes: int  # K and V of one token
     in_place: bool  # slots are evenly spaced and of a dtype that is fast as it is
     flat: bool  # slots are evenly spaced
-    num_kv_heads: int
 
     @property
     def direct_tokens(self) -> int:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from headway.kernels.cpu_scratch import Scratch
 from headway.kernels.paged_attention.cpu_cache import CpuCache
-from headway.kernels.selected_attention.cpu_scratch import Scratch
 
 _scratch = Scratch()
 

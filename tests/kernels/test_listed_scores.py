@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.kernels import dispatch
-from headway.kernels.listed_scores import cpu, listed_scores
+from headway.kernels import cpu_scores, dispatch
+from headway.kernels.listed_scores import listed_scores
 from headway.kernels.paged_attention import plan
 from headway.kernels.unit_scores import unit_scores
 
@@ -44,12 +44,14 @@ def test_one_sequence_with_full_lists(unit, num_lists, length):
     check(make_selections([length], unit, num_lists, width=3, fill="most"))
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (7, 1), (2, 2)], ids=str)
-@pytest.mark.parametrize("dim", [24, 64, 256])
-@pytest.mark.parametrize("kind", ["max", "mean"])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (7, 1), (2, 2), (8, 2), (5, 1), (8, 1)], ids=str)
+@pytest.mark.parametrize("dim", [24, 33, 64, 256])
+@pytest.mark.parametrize("kind", ["max", "mean", "softcap mean"])
 def test_heads_and_head_sizes(heads, dim, kind):
     for num_lists in {1, heads[1]}:
-        check(make_selections([30, 37], 4, num_lists, heads=heads, dim=dim), **KINDS[kind])
+        for layout in ("NHD", "HND"):
+            case = make_selections([30, 37], 4, num_lists, heads=heads, dim=dim, layout=layout)
+            check(case, **KINDS[kind])
 
 
 @pytest.mark.parametrize("num_lists", [1, 2])
@@ -122,12 +124,13 @@ def test_inactive_rows(rows, num_lists):
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("copy_bytes", [0, 2 * 36 * 32 * 4])
+@pytest.mark.parametrize("size", [(4, 9), (4, 40), (1, 150), (PAGE, 9)], ids=str)
+@pytest.mark.parametrize("num_lists", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_copies_in_parts(monkeypatch, kind, copy_bytes):
-    monkeypatch.setattr(cpu, "COPY_BYTES", copy_bytes)
-    monkeypatch.setattr(cpu, "SHARED_BYTES", 0)
-    check(make_selections([90, 70, 80, 100, 30], 4, width=9, fill="most"), **KINDS[kind])
+def test_lists_are_shared_by_threads(monkeypatch, kind, num_lists, size):
+    monkeypatch.setattr(cpu_scores, "SHARED_NUMBERS", 0)
+    unit, width = size
+    check(make_selections([90, 170, 80, 100, 30], unit, num_lists, width, fill="most"), **KINDS[kind])
 
 
 def test_a_result_is_its_own():
@@ -193,9 +196,12 @@ def test_refuses(change, names):
         listed_scores(**{**GOOD, **change})
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("unit", "beyond"), [(1, 21), (4, 6), (PAGE, 2)])
-def test_a_unit_beyond_the_sequence_is_refused_on_a_cpu(monkeypatch, unit, beyond):
+def test_a_unit_beyond_the_sequence_is_refused_on_a_cpu(monkeypatch, unit, beyond, shared):
     monkeypatch.setattr(dispatch, "_REFERENCE", False)
+    monkeypatch.setattr(cpu_scores, "SHARED_NUMBERS", 0 if shared else 1 << 30)
     case = make_selections([50, 21], unit, fill="most")
     case.lists[1][1][-1] = beyond
     with pytest.raises(ValueError, match=rf"indices\[1\] names unit {beyond}"):

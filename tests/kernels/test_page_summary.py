@@ -11,13 +11,10 @@ from headway.kernels.page_summary import cpu, summarise_pages
 NUM_PAGES = 12
 
 
-@pytest.fixture(params=["cpu", "cpu gathers", "reference"], autouse=True, scope="module")
+@pytest.fixture(params=["cpu", "reference"], autouse=True, scope="module")
 def _version(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatch, "_REFERENCE", request.param == "reference")
-        if request.param == "cpu gathers":
-            patch.setattr(cpu, "FEW_PAGES", 0)
-            patch.setattr(cpu, "GATHER_BYTES", 3 * 4096)
         yield
 
 
@@ -76,8 +73,9 @@ def test_summaries(page_size, heads, dim, layout, wanted, skipped, which, seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision(dtype):
-    cache = make_cache([64] * 8 + [40], 64, 2, 32, dtype=dtype)
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_half_precision(dtype, layout):
+    cache = make_cache([64] * 8 + [40], 64, 2, 32, layout, dtype)
     cache += 100  # a mean accumulated in half precision would be off by far more than a rounding
     bounds, mean = make_summaries(cache)
     summarise_pages(cache, torch.arange(9), torch.tensor([64] * 8 + [40]), bounds=bounds, mean=mean)
@@ -86,6 +84,50 @@ def test_half_precision(dtype):
         assert bounds[page, 0].equal(torch.cat((keys.amax(0), keys.amin(0)), -1))
         expected = keys.double().mean(0)
         assert ((mean[page, 0].double() - expected).abs() <= expected * torch.finfo(dtype).eps).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rounding(dtype):
+    """Of every number of the type its bounds are exact; a mean of two is rounded as PyTorch rounds it."""
+    numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    numbers = numbers[numbers.isfinite() & (numbers.abs() < 1e30)]
+    numbers = numbers[: len(numbers) // 64 * 64]
+    cache = torch.stack((numbers, numbers[torch.randperm(len(numbers))]), 1).view(-1, 64, 2).transpose(1, 2)
+    cache = cache.unsqueeze(2)
+    bounds, mean = make_summaries(cache)
+    filled = torch.full((len(cache),), 2)
+    summarise_pages(cache, torch.arange(len(cache)), filled, bounds=bounds, mean=mean)
+    assert bounds[:, 0, 0, :64].equal(cache.amax((1, 2)))
+    assert bounds[:, 0, 0, 64:].equal(cache.amin((1, 2)))
+    assert mean.flatten().equal((cache.float().sum(1) / 2).to(dtype).flatten())
+
+
+def test_strides():
+    """Channels apart in keys and in what is written."""
+    cache = make_cache([16] * 5, 16, 2, 8)
+    expected = make_summaries(cache)
+    pages, filled = torch.tensor([4, 9, -1, 9, 2])[::2], torch.tensor([16, 0, 0, 0, 7])[::2]
+    summarise_pages(cache, pages, filled, bounds=expected[0], mean=expected[1])
+    apart = torch.stack((cache, cache), -1)[..., 0]
+    bounds, mean = (torch.stack((each, each), -1)[..., 0] for each in make_summaries(cache))
+    summarise_pages(apart, pages.contiguous(), filled.contiguous(), bounds=bounds, mean=mean)
+    assert bounds.equal(expected[0])
+    torch.testing.assert_close(mean, expected[1], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("threads")
+def test_pages_shared_among_threads(monkeypatch):
+    monkeypatch.setattr(cpu, "MANY_NUMBERS", 0)
+    cache = make_cache([4] * 7, 4, 2, 8)
+    bounds, _ = make_summaries(cache)
+    pages = torch.tensor([6, 0, -1, 3, 5])
+    summarise_pages(cache, pages, torch.tensor([4, 3, 0, 1, 4]), bounds=bounds)
+    for page, count in ((6, 4), (0, 3), (3, 1), (5, 4)):
+        keys = cache[page, :count]
+        assert bounds[page, 0].equal(torch.cat((keys.amax(0), keys.amin(0)), -1))
+    assert bounds[[1, 2, 4]].eq(7).all()
+    with pytest.raises(IndexError):
+        summarise_pages(cache, pages + 1, torch.full((5,), 4), bounds=bounds)
 
 
 def test_any_history_leads_to_the_same_summary():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from headway.kernels import dispatch
-from headway.kernels.paged_attention import cpu_decodes, cpu_schedule, paged_attention, plan
+from headway.kernels import cpu_splits, dispatch
+from headway.kernels.paged_attention import cpu_schedule, paged_attention, plan
 
 PAGE = 16
 MIXED = [(1, 1), (1, 40), (5, 21), (16, 16), (33, 50), (1, PAGE), (1, PAGE - 1), (2, PAGE + 1)]
@@ -101,13 +101,13 @@ def test_runs_read_in_place_and_gathers_in_parts(batch, monkeypatch, kind, pages
     )
 
 
-def test_one_decode_split_over_threads(batch, monkeypatch):
-    monkeypatch.setattr(cpu_decodes, "SPLIT_TOKENS", 10)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    batch([(1, 67)], pages="contiguous").check(paged_attention)
-    batch([(1, 67)], heads=(4, 1), dim=48, value_dim=32, latent=True, pages="contiguous").check(
-        paged_attention
-    )
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("kind", KINDS)
+def test_decodes_split_over_threads(batch, monkeypatch, kind):
+    monkeypatch.setattr(cpu_splits, "SHARED_NUMBERS", 1)
+    given = kind_of(kind, 4)
+    batch([(1, 67), (1, 1), (1, 300)], heads=(4, 2)).check(paged_attention, **given)
+    batch([(1, 67)], heads=(4, 1), dim=48, value_dim=32, latent=True).check(paged_attention, **given)
 
 
 @pytest.mark.usefixtures("version")

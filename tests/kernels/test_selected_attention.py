@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.kernels import dispatch
+from headway.kernels import cpu_splits, dispatch
 from headway.kernels.paged_attention import paged_attention, plan
-from headway.kernels.selected_attention import cpu, selected_attention
+from headway.kernels.selected_attention import selected_attention
 from tests.kernels.selections import make_selections
 
 PAGE = 16
@@ -148,11 +148,10 @@ def test_inactive_rows_keep_what_they_hold(rows, num_lists):
         assert (written[~active] == 7.0).all()
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("num_lists", [1, 2])
-@pytest.mark.parametrize("scratch", [True, False], ids=["scratch", "fresh"])
-def test_copies_in_parts(monkeypatch, num_lists, scratch):
-    monkeypatch.setattr(cpu, "COPY_BYTES", 2 * 9 * 2 * 64 * 4)
-    monkeypatch.setattr(cpu, "SCRATCH_BYTES", 0 if scratch else 1 << 30)
+def test_lists_split_over_threads(monkeypatch, num_lists):
+    monkeypatch.setattr(cpu_splits, "SHARED_NUMBERS", 1)
     case = make_selections([90, 70, 80, 100, 30], 1, num_lists, fill="most")
     case.check()
     with torch.inference_mode():

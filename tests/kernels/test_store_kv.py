@@ -27,7 +27,7 @@ def strided(tokens, heads, dim, dtype):
 
 @pytest.mark.parametrize("tokens", [0, 1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE + 7])
 @pytest.mark.parametrize("layout", ["NHD", "HND"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_scatter(tokens, layout, dtype):
     key, value = strided(tokens, 2, 24, dtype), strided(tokens, 2, 16, dtype)
     key_cache, value_cache = cache(layout, 2, 24, dtype), cache(layout, 2, 16, dtype)
@@ -40,6 +40,17 @@ def test_scatter(tokens, layout, dtype):
             if slot >= 0:
                 expected[slot] = new[token]
         torch.testing.assert_close(stored.reshape(expected.shape), expected, equal_nan=True, atol=0, rtol=0)
+
+
+def test_strides_of_all():
+    """Heads side by side, channels apart on one side or on both, every other slot of a longer list."""
+    slots = torch.tensor([7, 0, 3, 0, -1, 0, 30, 0])[::2]
+    wide = torch.randn(4, 2, 8, 2)
+    for key in (wide[..., 0], wide[..., 0].contiguous()):
+        for key_cache in (cache("NHD", 2, 8, torch.float32), cache("NHD", 2, 16, torch.float32)[..., ::2]):
+            store_kv(key, key, key_cache, key_cache.clone(), slots)
+            assert key_cache.reshape(-1, 2, 8)[[7, 3, 30]].equal(key[[0, 1, 3]])
+            assert key_cache.isfinite().sum() == 3 * 2 * 8
 
 
 def test_key_only():

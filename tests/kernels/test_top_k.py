@@ -54,8 +54,9 @@ def check(rows, k, limits=None):
 def _version(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatch, "_REFERENCE", request.param == "reference")
-        if request.param == "cpu groups":  # hypothesis rows are too short for the second level otherwise
-            patch.setattr(cpu, "SHORT_ROW", 0)
+        if request.param == "cpu groups":  # hypothesis rows are too short for groups otherwise
+            patch.setattr(cpu, "FEWEST_GROUPS", 1)
+        top_k(torch.zeros(1), 1)  # compiles, for which an example would be too slow
         yield
 
 
@@ -82,8 +83,14 @@ def test_rows_are_independent_of_each_other(rows, k):
     assert top_k(torch.tensor(rows), k).tolist() == alone
 
 
-@pytest.mark.parametrize("k", [1, 50, 700])
-@pytest.mark.parametrize("kind", ["normal", "rounded", "constant", "ascending", "descending", "NaN", "few"])
+LONG = (
+    "normal", "rounded", "constant", "ascending", "descending", "NaN", "few", "none", "one bucket",
+    "denormal", "signed zeros", "infinite",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [1, 50, 700, 5000])
+@pytest.mark.parametrize("kind", LONG)
 def test_long_rows(kind, k):
     rows = torch.randn(3, 9001)
     match kind:
@@ -102,6 +109,20 @@ def test_long_rows(kind, k):
         case "few":
             rows[:, 40:] = -INF
             rows[:, -5:] = INF
+        case "none":
+            rows.fill_(-INF)
+            rows[1, 4000] = -3.4e38
+        case "one bucket":
+            rows = 1 + rows.abs() * 2**-21
+        case "denormal":
+            rows *= 1e-43
+        case "signed zeros":
+            rows = rows.sign() * 0.0
+            rows[0, ::100] = 1e-45
+            rows[1, ::100] = -1e-45
+        case "infinite":
+            rows[:, ::3] = INF
+            rows[:, 1::3] = -INF
     check(rows.tolist(), k)
     check(rows.tolist(), k, [k - 1, 0, 2 * k])
 
@@ -119,6 +140,14 @@ def test_the_same_every_time():
     assert all(top_k(row.clone(), 333).equal(first) for _ in range(3))
 
 
+@pytest.mark.usefixtures("threads")
+def test_rows_shared_among_threads(monkeypatch):
+    monkeypatch.setattr(cpu, "MANY_SCORES", 0)
+    rows = torch.randn(7, 300)
+    check(rows.tolist(), 20)
+    check(rows.tolist(), 20, list(range(-1, 6)))
+
+
 def test_shapes_and_strides():
     wide = torch.randn(2, 5, 3, 40).transpose(1, 2)[..., 3:30]
     limits = torch.randint(0, 9, (3, 2), dtype=torch.int32).T[:, :, None].expand(2, 3, 5)
@@ -126,6 +155,14 @@ def test_shapes_and_strides():
     assert chosen.shape == (2, 3, 5, 7)
     assert chosen.flatten(0, 2).equal(top_k(wide.contiguous().flatten(0, 2), 7, limits.flatten()))
     assert top_k(wide[0, 0, 0], 7).tolist() == oracle(wide[0, 0, 0].tolist(), 7)
+    rows, limits = torch.randn(9, 500)[::2, 3:400], torch.arange(10)[::2]
+    assert top_k(rows, 6, limits).equal(top_k(rows.contiguous(), 6, limits.contiguous()))
+    assert top_k(rows[:1].expand(3, -1), 6).equal(top_k(rows[:1], 6).expand(3, -1))
+    assert top_k(rows.T[:1].T, 6).equal(top_k(rows[:, :1].contiguous(), 6))
+
+
+def test_scores_of_which_gradients_are_wanted():
+    assert top_k(torch.tensor([1.0, 3.0, 2.0], requires_grad=True), 2).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0), (0,)], ids=str)

@@ -1,14 +1,17 @@
 """unit_scores against an oracle in fp64, over every shape of table and batch."""
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.kernels import dispatch
+from headway.kernels import cpu_scores, dispatch
+from headway.kernels.cpu_workers import share_out
 from headway.kernels.page_summary import summarise_pages
 from headway.kernels.paged_attention import plan
-from headway.kernels.unit_scores import bound_query, cpu, cpu_schedule, unit_scores
+from headway.kernels.unit_scores import bound_query, unit_scores
 
 from .scored_group import make_group
 
@@ -32,15 +35,20 @@ kinds = st.fixed_dictionaries(
 seeds = st.integers(0, 2**31)
 
 
-@pytest.fixture(params=["cpu", "cpu pieces", "reference"], autouse=True, scope="module")
+def in_thirds(work, items):
+    """share_out on one thread; the last part first."""
+    edges = [len(items) * third // 3 for third in range(4)]
+    for part in (2, 1, 0):
+        work(items[edges[part] : edges[part + 1]])
+
+
+@pytest.fixture(params=["cpu", "cpu parts", "reference"], autouse=True, scope="module")
 def _version(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatch, "_REFERENCE", request.param == "reference")
-        if request.param == "cpu pieces":  # limits so low that a short row has runs in place and tiles
-            patch.setattr(cpu_schedule, "SHORT_BYTES", 0)
-            patch.setattr(cpu_schedule, "DIRECT_BYTES", 3 * 4096)
-            patch.setattr(cpu_schedule, "TILE_BYTES", 2 * 4096)
-            patch.setattr(cpu, "LARGE", 0)
+        if request.param == "cpu parts":
+            patch.setattr(cpu_scores, "SHARED_NUMBERS", 0)
+            patch.setattr(cpu_scores, "share_out", in_thirds)
         yield
 
 
@@ -66,6 +74,42 @@ def test_scores(shape, size, kind, seed, data):
 def test_other_dtypes_are_accumulated_in_fp32(dtype, reduce):
     check(make_group([70, 1, 33], dtype=dtype, dim=80), reduce=reduce)
     check(make_group([100], dtype=dtype, pages="contiguous"), reduce=reduce)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("heads", [(2, 2), (3, 1), (8, 2), (5, 1), (16, 2)], ids=str)
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_groups_and_odd_head_sizes(layout, heads, dtype):
+    for dim, reduce in product((24, 33), ("none", "max", "mean")):
+        shape = {"kv_lens": [20, 37], "heads": heads, "dim": dim, "layout": layout, "dtype": dtype}
+        check(make_group(**shape), reduce=reduce)
+        check(make_group(**shape), reduce=reduce, softcap=1.5, scale=0.3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [(1, 1), (3, 1), (4, 1), (7, 1)], ids=str)
+@pytest.mark.parametrize("reduce", ["none", "max", "mean"])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_nan_shows(softcap, reduce, heads, dtype):
+    """Without this, no test would see a cell read that holds nothing."""
+    group = make_group([37], heads=heads, dim=24, dtype=dtype)
+    for unit in (3, 36):
+        group.table[group.plan.host_tables[0][unit // 16], unit % 16] = torch.nan
+    scores = unit_scores(group.query, group.table, group.plan, reduce=reduce, softcap=softcap)
+    assert scores.isnan().nonzero()[:, 2].unique().tolist() == [3, 36]
+    assert scores[:, :, [3, 36]].isnan().all()
+
+
+@pytest.mark.parametrize("pages", ["shuffled", "two-runs"])
+@pytest.mark.parametrize("size", [(16, 16), (64, 64), (256, 256), (64, 4), (8, 1)], ids=str)
+@pytest.mark.parametrize("kv_lens", [[1500], [700, 3, 900]], ids=str)
+def test_long_sequences(kv_lens, size, pages):
+    for reduce in ("max", "mean"):
+        check(make_group(kv_lens, page_size=size[0], units=size[1], dim=24, pages=pages), reduce=reduce)
+
+
+def test_many_sequences():
+    check(make_group(torch.randint(1, 100, (150,)).tolist(), dim=24, units=4), reduce="max")
 
 
 @settings(deadline=None, max_examples=60)
@@ -121,11 +165,15 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("reduce", ["none", "max", "mean"])
 @pytest.mark.parametrize("pages", ["contiguous", "shuffled", "two-runs"])
-def test_one_row_of_queries_is_shared_by_threads(monkeypatch, pages):
-    monkeypatch.setattr(cpu, "LARGE", 0)
-    shape = {"kv_lens": [1, 40, 150], "heads": (3, 3), "dim": 32, "pages": pages, "layout": "NHD"}
-    check(make_group(**shape, page_size=16, units=4), scale=0.3)
+def test_pages_are_shared_by_threads(monkeypatch, pages, reduce):
+    monkeypatch.setattr(cpu_scores, "SHARED_NUMBERS", 0)
+    monkeypatch.setattr(cpu_scores, "share_out", share_out)
+    for kv_lens in ([1, 40, 150], [400], [10]):
+        for heads in ((3, 3), (8, 2)):
+            shape = {"kv_lens": kv_lens, "heads": heads, "dim": 32, "pages": pages, "layout": "NHD"}
+            check(make_group(**shape, page_size=16, units=4), scale=0.3, reduce=reduce)
 
 
 def test_two_tables_of_one_plan():
