@@ -53,8 +53,14 @@ def attend_all(
             page, slot = tables[table_starts[row] + start // page_size], start % page_size
             count = min(TILE, end - start, page_size - slot)
             for head in range(heads):
-                _copy(keys, _place(key_strides, page, slot, head), key_strides[1], tile_keys[:count])
-                _copy(values, _place(value_strides, page, slot, head), value_strides[1], tile_values[:count])
+                key_at = _place(key_strides, page, slot, head)
+                value_at = _place(value_strides, page, slot, head)
+                for t in range(count):
+                    _copy(keys[key_at : key_at + dim], tile_keys[t])
+                    key_at += key_strides[1]
+                for t in range(count):
+                    _copy(values[value_at : value_at + value_dim], tile_values[t])
+                    value_at += value_strides[1]
                 _attend_tile(
                     query[number, head], tile_keys[:count], tile_values[:count], softcap, scores, acc[head],
                     peak[head], total[head],
@@ -97,13 +103,12 @@ def attend_listed(
                 if start < 0 or start >= end:
                     return row  # type: ignore[no-any-return]
                 page, slot = tables[table_starts[row] + start // page_size], start % page_size
-                while start < end:
-                    count = min(TILE - held, end - start)
-                    key_at = _place(key_strides, page, slot, head)
-                    value_at = _place(value_strides, page, slot, head)
-                    _copy(keys, key_at, key_strides[1], tile_keys[held : held + count])
-                    _copy(values, value_at, value_strides[1], tile_values[held : held + count])
-                    start, slot, held = start + count, slot + count, held + count
+                key_at = _place(key_strides, page, slot, head)
+                value_at = _place(value_strides, page, slot, head)
+                for _ in range(end - start):
+                    _copy(keys[key_at : key_at + dim], tile_keys[held])
+                    _copy(values[value_at : value_at + value_dim], tile_values[held])
+                    key_at, value_at, held = key_at + key_strides[1], value_at + value_strides[1], held + 1
                     if held == TILE:
                         _attend_tile(
                             query[row, lane], tile_keys, tile_values, softcap, scores, acc, peak, total
@@ -122,14 +127,11 @@ def _place(strides: Strides, page: Any, slot: Any, head: int) -> Any:
     return page * strides[0] + slot * strides[1] + head * strides[2]
 
 
-@register_jitable
-def _copy(memory: Any, start: int, stride: int, into: Floats) -> None:
-    """Rows `into` `[N, D]`: a loop that only reads keeps many reads from memory under way."""
-    rows, dim = into.shape
-    for t in range(rows):
-        number, row = memory[start + t * stride : start + t * stride + dim], into[t]
-        for d in range(dim):
-            row[d] = widen(number[d])
+@register_jitable(inline="always")
+def _copy(numbers: Any, into: Floats) -> None:
+    """Before anything is computed: loops that only read keep many reads from memory under way."""
+    for d in range(len(into)):
+        into[d] = widen(numbers[d])
 
 
 @register_jitable

@@ -22,7 +22,7 @@ Strides = tuple[int, int, int]  # of a table: page, unit, KV head
 Part = tuple[int, int]  # of a kernel's items: the first, and the end
 
 ROWS = 64  # whose places are listed at a time
-SHARED_NUMBERS = 1024 * 1024  # of the rows that are read: below, threads cost more than they save
+SHARED_NUMBERS = 4 * 1024 * 1024  # of the rows that are read: below, threads cost more than they save
 MINUS_TWO_LOG2_E = np.float32(-2.8853900817779268)
 
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from headway.kernels.cpu_attend import LOG2_E, Floats
 from headway.kernels.cpu_workers import share_out
 
-SHARED_NUMBERS = 1024 * 1024  # of keys and values: below, threads cost more than they save
+SHARED_NUMBERS = 4 * 1024 * 1024  # of keys and values: below, threads cost more than they save
 
 
 def scaled(query: Tensor, scale: float, softcap: float | None, lanes: int) -> Floats:
     """query `[B, Hq, D]` -> `[B, lanes, Hq / lanes, D]` as the kernels want it."""
     factor = scale * float(LOG2_E) if softcap is None else scale / softcap
-    wide: Floats = query.float().numpy() * np.float32(factor)
+    wide: Floats = np.multiply(query.float().numpy(), np.float32(factor), order="C")
     return wide.reshape(len(wide), lanes, -1, wide.shape[2])
 
 

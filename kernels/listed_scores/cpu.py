@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headway.kernels.cpu_compile import compiled
+from headway.kernels.cpu_compile import compiled, widen
 from headway.kernels.cpu_pages import page_tables, strided
 from headway.kernels.cpu_scores import ROWS, Floats, Part, Strides, group_queries, score_in_parts, score_rows
 from headway.kernels.listed_scores import GroupReduction
@@ -55,9 +55,10 @@ def _score(
     -inf. Returns the first sequence found whose list names a unit that it does not have, else -1.
     """
     num_lists, width = lists.shape[1:]
-    heads = query.shape[2]
+    heads, dim = query.shape[2], query.shape[4]
     step = max(1, ROWS // unit)  # units
-    at = np.empty(step * unit, np.int64)
+    # Copied first: a loop that only reads keeps many reads from memory under way.
+    tile, at = np.empty((step * unit, heads, dim), np.float32), np.arange(step * unit) * (heads * dim)
     for row in range(len(lists)):
         for lane in range(num_lists if kv_lens[row] else 0):
             own, into, chosen = query[row, lane], out[row, lane], lists[row, lane]
@@ -73,8 +74,13 @@ def _score(
                         return row
                     page, slot = pages[starts[row] + token // page_size], token % page_size
                     key = page * strides[0] + slot * strides[1] + lane * heads * strides[2]
-                    for t in range(min(unit, kv_lens[row] - token)):
-                        at[count] = key + t * strides[1]
+                    for _ in range(min(unit, kv_lens[row] - token)):
+                        for head in range(heads):
+                            start = key + head * strides[2]
+                            number, copied = keys[start : start + dim], tile[count, head]
+                            for d in range(dim):
+                                copied[d] = widen(number[d])
+                        key += strides[1]
                         count += 1
-                score_rows(own, keys, at[:count], strides[2], softcap, into, first * unit)
+                score_rows(own, tile.reshape(-1), at[:count], dim, softcap, into, first * unit)
     return -1

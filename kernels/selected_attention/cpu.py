@@ -24,7 +24,7 @@ def selected_attention(
     groups = scaled(query, scale, softcap, lanes)
     sink_logits = sink_rows(sinks, lanes, groups.shape[2])
     (keys, key_strides), (values, value_strides) = strided(key_cache), strided(value_cache)
-    lists = indices.numpy()
+    lists = indices.contiguous().numpy()
 
     def attend(split: int, splits: int, new_out: Floats, new_lse: Floats) -> None:
         wrong = attend_listed(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from headway.kernels import cpu_compile
 from headway.kernels.cpu_compile import compiled, exp2, flat, widen
 
 
@@ -42,3 +43,15 @@ def test_memory_of_any_strides():
     memory, strides = flat(head_first), head_first.stride()
     assert memory[strides[0] + strides[1] + 2 * strides[2] + 3] == head_first[1, 1, 2, 3]
     assert len(memory) == strides[0] + 2 * strides[1] + 2 * strides[2] + 5
+
+
+def test_where_nothing_can_be_kept_kernels_compile_all_the_same(monkeypatch):
+    njit = cpu_compile.numba.njit
+
+    def read_only(function, *, cache, **options):
+        if cache:
+            raise RuntimeError(f"cannot cache function {function.__name__!r}: no locator available")
+        return njit(function, **options)
+
+    monkeypatch.setattr(cpu_compile.numba, "njit", read_only)
+    assert compiled(lambda x: x + 1)(2) == 3
