@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -82,12 +83,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x [B, T, hidden]; cos, sin [B, 1, T, size] -> [B, T, hidden]."""
-        b, t, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(b, t, self.heads, self.size)).transpose(1, 2)
-        k, v = self.keys_values(x, cos, sin)
-        out = attend(rotate(q, cos, sin), k, v)
-        projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
+        out = attend(self.queries(x, cos, sin), *self.keys_values(x, cos, sin))
+        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return projected
+
+    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotated queries [B, heads, T, size]; arguments as in `forward`."""
+        q = self.q_proj(x).view(*x.shape[:2], self.heads, self.size)
+        return rotate(self.q_norm(q).transpose(1, 2), cos, sin)
 
     def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated keys and values [B, KV heads, T, size]; arguments as in `forward`."""
@@ -194,6 +197,14 @@ class Needle(nn.Module):
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """ids, positions [B, T] -> hidden states after the last norm [B, T, hidden]."""
         return self.run(ids, positions, [dense] * len(self.layers))
+
+    def compile_parts(self) -> None:
+        """Compiles what a forward with attentions of its own calls (`run`), and the plain forward."""
+        self.compile(dynamic=True)
+        for layer in cast(list[Layer], self.layers):
+            layer.mlp.compile(dynamic=True)
+            for name in ("queries", "keys_values"):
+                setattr(layer.self_attn, name, torch.compile(getattr(layer.self_attn, name), dynamic=True))
 
     def run(self, ids: Tensor, positions: Tensor, attends: list[Attend]) -> Tensor:
         """The decoder with an attention of its own in every layer; shapes as in `forward`."""

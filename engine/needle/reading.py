@@ -6,9 +6,9 @@ from random import Random
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from headway.engine.needle.behind import attend_behind
 from headway.engine.needle.coding import Coder
 from headway.engine.needle.mix import Batch, Mix, draw, skip
 from headway.engine.needle.model import CHUNK, SINK, Attend, Layer, Needle, dense, windowed
@@ -86,12 +86,6 @@ def answer(model: Needle, kept: list[tuple[Tensor, Tensor]], b: Batch) -> Tensor
     own = (row[:, None] == row[None, :]) & (place[None, :] <= place[:, None])
 
     def behind(k_seen: Tensor, v_seen: Tensor) -> Attend:
-        mask = torch.cat((own.new_ones(len(own), k_seen.shape[2]), own), dim=1)
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = torch.cat((k_seen, k), dim=2), torch.cat((v_seen, v), dim=2)
-            return F.scaled_dot_product_attention(q, keys, values, mask, enable_gqa=True)
-
-        return attend
+        return lambda q, k, v: attend_behind(q, k_seen, v_seen, k, v, own)
 
     return model.run(b.ids, b.positions, [behind(k, v) for k, v in kept])

@@ -56,7 +56,7 @@ class Run:
             )
         )
         if args.compile:
-            self.model.compile(dynamic=True)
+            self.model.compile_parts()
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "layers" in n]
         others = [p for n, p in self.model.named_parameters() if not (p.ndim == 2 and "layers" in n)]
         adam = [
