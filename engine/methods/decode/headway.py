@@ -13,6 +13,7 @@ of the mean of a group's queries, whose product reads memory as fast as a sum do
 them, all 91 of 91 answers stayed (six haystacks), and 99 % of the mass that lists catch (at 8,192).
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field
@@ -65,7 +66,7 @@ class Method(RunMethod[Settings]):
         refresh.count(layer, renewed)
         if refresh.anybody(renewed):
             selection, scores = self._ranked(query, layer, renewed)
-            token_list.keep(selection, scores, layer, renewed)
+            token_list.keep(selection, scores(), layer, renewed)
             refresh.keep_query(query, layer, renewed)
             if not refresh.anybody(~renewed):
                 return selection
@@ -73,8 +74,8 @@ class Method(RunMethod[Settings]):
 
     def _ranked(
         self, query: Tensor, layer: LayerView, rows: Tensor | None = None
-    ) -> tuple[DecodeSelection, Tensor]:
-        """New lists of the sequences `rows` (bool [B]), None: of all; and the scores of what they hold."""
+    ) -> tuple[DecodeSelection, Callable[[], Tensor]]:
+        """New lists of the sequences `rows` (bool [B]), None: of all; and what gives their tokens' scores."""
         probe = query
         if self.settings.probe == "mean":
             probe = query.reshape(len(query), layer.spec.num_kv_heads, -1, query.shape[2]).mean(2)
