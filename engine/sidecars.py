@@ -48,6 +48,10 @@ class Sidecar:
         rows = page_size // self.tokens(page_size)
         return rows, spec.num_kv_heads, sizes.get(self.kind, spec.key_dim)
 
+    def dtype(self, keys: torch.dtype) -> torch.dtype:
+        """Of the table beside keys of a dtype: bounds need few digits, and reading them is what they cost."""
+        return torch.bfloat16 if self.kind == "bounds" and keys == torch.float32 else keys
+
 
 def carries(spec: LayerSpec) -> bool:
     """Whether a layer has sidecars: it keeps KV of its own, and some of its heads read all of it."""
@@ -58,8 +62,11 @@ def sidecar_bytes(
     sidecars: Collection[Sidecar], specs: Sequence[LayerSpec], page_size: int, dtype: torch.dtype
 ) -> int:
     """Bytes that the sidecars of one page cost over all layers."""
-    return dtype.itemsize * sum(
-        math.prod(sidecar.shape(spec, page_size)) for sidecar in sidecars for spec in specs if carries(spec)
+    return sum(
+        sidecar.dtype(dtype).itemsize * math.prod(sidecar.shape(spec, page_size))
+        for sidecar in sidecars
+        for spec in specs
+        if carries(spec)
     )
 
 
@@ -134,7 +141,9 @@ class SidecarStore:
             if not carries(spec):
                 continue
             self._tables[spec.layer_idx] = {
-                sidecar: torch.empty(num_pages, *sidecar.shape(spec, page_size), dtype=dtype, device=device)
+                sidecar: torch.empty(
+                    num_pages, *sidecar.shape(spec, page_size), dtype=sidecar.dtype(dtype), device=device
+                )
                 for sidecar in self.kept
             }
 

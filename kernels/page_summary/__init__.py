@@ -26,7 +26,8 @@ def summarise_pages(
     negative one is skipped; filled int64 `[P]`, the tokens present in each, 1 to page_size. Written, each
     optional and of the keys' dtype: bounds `[num_pages, 1, Hkv, 2D]`, channel by channel the maximum, then
     the minimum (the metadata of Quest, arXiv 2406.10774, which takes them in the other order); mean
-    `[num_pages, 1, Hkv, D]`, accumulated in fp32. Nothing is carried over from an earlier summary.
+    `[num_pages, 1, Hkv, D]`, accumulated in fp32. Bounds of float32 keys may be bfloat16: they are rounded
+    outward, and so stay bounds. Nothing is carried over from an earlier summary.
 
     Raises ValueError when shapes, dtypes or devices do not fit together or there is nothing to write. On a
     CPU a page beyond the cache raises IndexError and a count out of range ValueError; on a GPU neither is
@@ -42,8 +43,9 @@ def summarise_pages(
             raise ValueError(f"{name} must be int64 [P] on {key_cache.device}, not {got}")
     if pages.shape != filled.shape:
         raise ValueError(f"pages and filled must be of one length, not {len(pages)} and {len(filled)}")
-    _check("bounds", bounds, key_cache, 2)
-    _check("mean", mean, key_cache, 1)
+    narrower = key_cache.dtype == torch.float32 and bounds is not None and bounds.dtype == torch.bfloat16
+    _check("bounds", bounds, key_cache, 2, torch.bfloat16 if narrower else key_cache.dtype)
+    _check("mean", mean, key_cache, 1, key_cache.dtype)
     run = _implementation(dispatch.version(key_cache))
     run(key_cache, pages, filled, bounds, mean)
 
@@ -54,13 +56,13 @@ def _implementation(version: dispatch.Version) -> Callable[..., None]:
     return import_module(f"{__name__}.{version}").summarise_pages  # type: ignore[no-any-return]
 
 
-def _check(name: str, summary: Tensor | None, key_cache: Tensor, rows: int) -> None:
+def _check(name: str, summary: Tensor | None, key_cache: Tensor, rows: int, dtype: torch.dtype) -> None:
     if summary is None:
         return
     num_pages, _, num_kv_heads, dim = key_cache.shape
     shape = (num_pages, 1, num_kv_heads, rows * dim)
-    if summary.shape != shape or summary.dtype != key_cache.dtype or summary.device != key_cache.device:
+    if summary.shape != shape or summary.dtype != dtype or summary.device != key_cache.device:
         raise ValueError(
-            f"{name} must be {shape} {key_cache.dtype} on {key_cache.device}, "
+            f"{name} must be {shape} {dtype} on {key_cache.device}, "
             f"not {tuple(summary.shape)} {summary.dtype} on {summary.device}"
         )

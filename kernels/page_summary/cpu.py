@@ -71,11 +71,11 @@ def _summarise(
         start = page * strides[0] + head * strides[2]
         if len(bounds):
             _bound(keys, start, strides[1], count, high, low)
-            _write(high, bounds, page, head, 0, dim, bounds_strides)
-            _write(low, bounds, page, head, dim, dim, bounds_strides)
+            _write(high, bounds, page, head, 0, dim, bounds_strides, 1)
+            _write(low, bounds, page, head, dim, dim, bounds_strides, -1)
         if len(mean):
             _average(keys, start, strides[1], count, high)
-            _write(high, mean, page, head, 0, dim, mean_strides)
+            _write(high, mean, page, head, 0, dim, mean_strides, 0)
     return 0
 
 
@@ -106,10 +106,10 @@ def _average(keys: Any, start: int, stride: int, count: int, mean: Floats) -> No
 
 @register_jitable
 def _write(
-    numbers: Floats, memory: Any, page: Any, head: int, channel: int, dim: int, strides: Strides
+    numbers: Floats, memory: Any, page: Any, head: int, channel: int, dim: int, strides: Strides, end: int
 ) -> None:
-    """Numbers of heads from `head` on, `dim` each, from `channel` of a page's summary on."""
+    """`narrow` numbers of heads from `head` on, `dim` each, into a page's summary, from `channel` on."""
     for place in range(0, len(numbers), dim):
         at = page * strides[0] + (head + place // dim) * strides[2] + channel * strides[3]
         for d in range(dim):
-            memory[at + d * strides[3]] = narrow(numbers[place + d], memory[at])
+            memory[at + d * strides[3]] = narrow(numbers[place + d], memory[at], end)

@@ -66,8 +66,19 @@ def summarise_kernel(  # type: ignore[no-untyped-def]
             total += tl.sum(tile, 0)
     if BOUNDS:
         into = bounds + page * bounds_page + head * bounds_head
+        if bounds.dtype.element_ty == tl.bfloat16:
+            high = upper_half(high, high > 0)
+            low = upper_half(low, low < 0)
         tl.store(into + dims * bounds_dim, high.to(bounds.dtype.element_ty), mask=is_dim)
         tl.store(into + (DIM + dims) * bounds_dim, low.to(bounds.dtype.element_ty), mask=is_dim)
     if MEAN:
         into = mean + page * mean_page + head * mean_head
         tl.store(into + dims * mean_dim, (total / count).to(mean.dtype.element_ty), mask=is_dim)
+
+
+@triton.jit
+def upper_half(numbers, grows):  # type: ignore[no-untyped-def]
+    """fp32 numbers that bf16 holds: the next one away from zero where `grows`, else towards zero."""
+    bits = numbers.to(tl.int32, bitcast=True)
+    more = tl.where(grows & ((bits & 0xFFFF) != 0), 0x10000, 0)
+    return ((bits & -0x10000) + more).to(tl.float32, bitcast=True)

@@ -28,10 +28,10 @@ def unit_scores(
 ) -> Tensor:
     """Score every unit of B sequences that bring one query each.
 
-    query `[B, Hq, D]` and table `[num_pages, units, Hkv, D]`, any strides, one floating dtype. The table is
-    paged as the KV cache is and holds `units` rows per page, a divisor of the page size: the keys themselves
-    (units = page_size), a summary of each page (units = 1), keys in fewer dimensions. Query head h reads KV
-    head h // (Hq // Hkv).
+    query `[B, Hq, D]` and table `[num_pages, units, Hkv, D]`, any strides, one floating dtype, or a float32
+    query and a bfloat16 table. The table is paged as the KV cache is and holds `units` rows per page, a
+    divisor of the page size: the keys themselves (units = page_size), a summary of each page (units = 1),
+    keys in fewer dimensions. Query head h reads KV head h // (Hq // Hkv).
 
     Returns fp32 `[B, Hq, N]`, N = units * the plan's largest number of pages: scale * q·row, accumulated in
     fp32; `softcap` then replaces s by tanh(s / softcap) * softcap. `reduce` takes the maximum or the mean
@@ -70,7 +70,8 @@ def _check(
         raise ValueError(f"table must be [num_pages, units, num_kv_heads, dim], not {tuple(table.shape)}")
     num_pages, units, num_kv_heads, dim = table.shape
     checks.query_heads(query, "B", "table", num_kv_heads, dim)
-    checks.floating_dtype(query, table=table)
+    if (query.dtype, table.dtype) != (torch.float32, torch.bfloat16):
+        checks.floating_dtype(query, table=table)
     checks.one_device(query, table=table, plan=plan)
     if plan.num_tokens != len(plan.host_q_lens):
         raise ValueError("plan must bring one query per sequence, as decodes do")

@@ -116,7 +116,7 @@ def head_scores(  # type: ignore[no-untyped-def]
             mask=is_head[:, None] & is_dim[None, :],
             other=0.0,
         )
-        tile = tl.dot(k, tl.trans(q), tile, input_precision=PRECISION)
+        tile = tl.dot(k.to(q.dtype), tl.trans(q), tile, input_precision=PRECISION)
     tile = tile * scale
     if SOFTCAP:  # tanh(x) = 1 - 2 / (exp(2x) + 1)
         tile = softcap * (1.0 - 2.0 / (tl.exp2(tile * (2.885390081777927 / softcap)) + 1.0))

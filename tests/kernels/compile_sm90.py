@@ -78,10 +78,10 @@ TOP_K = {"scores": "fp32", "limits": "i64"} | dict.fromkeys(
 PROBE = {"scores": "fp32", "active": "i1", "pages": "i64", "filled": "i64", "bounds": "bf16", "mean": "bf16"}
 
 
-def score(dim: int, group: int, units: int, reduce: Any, **features: bool) -> Any:
+def score(dim: int, group: int, units: int, reduce: Any, narrower: bool = False, **features: bool) -> Any:
     kinds = dict.fromkeys(("exact", "softcap", "active"), False) | features
     constants = score_constants(dim, group, units, 64, reduce, **kinds)
-    return score_kernel, constants, PROBE | {"table": "fp32" if kinds["exact"] else "bf16"}
+    return score_kernel, constants, PROBE | {"table": "fp32" if kinds["exact"] and not narrower else "bf16"}
 
 
 def listed(dim: int, group: int, unit: int, reduce: Any, **features: bool) -> Any:
@@ -186,6 +186,7 @@ VARIANTS: dict[str, Any] = {
     "score 64 mqa": lambda: score(64, 71, 64, "max"),
     "score mla": lambda: score(576, 128, 64, "none"),
     "score 128 fp32": lambda: score(128, 4, 64, "max", exact=True),
+    "score 256 fp32 bounds": lambda: score(256, 4, 8, "max", exact=True, narrower=True),
     "listed 128 units": lambda: listed(128, 4, 16, "max", active=True),
     "listed 128 tokens": lambda: listed(128, 4, 1, "max"),
     "listed 256 gemma-2": lambda: listed(256, 2, 16, "mean", softcap=True),

@@ -102,6 +102,26 @@ def test_rounding(dtype):
     assert mean.flatten().equal((cache.float().sum(1) / 2).to(dtype).flatten())
 
 
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_narrower_bounds_are_the_nearest_outside(layout):
+    cache = make_cache([64] * 8 + [40], 64, 2, 32, layout)
+    cache[0, :2, 0] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-40, -1e-40, 3.4e38, -3.4e38]).repeat(
+        4
+    )
+    counts = torch.tensor([2] + [64] * 7 + [40])
+    bounds = torch.full((9, 1, 2, 64), torch.nan, dtype=torch.bfloat16)
+    summarise_pages(cache, torch.arange(9), counts, bounds=bounds)
+    end = torch.tensor(torch.inf, dtype=torch.bfloat16)
+    for page, count in enumerate(counts.tolist()):
+        keys = cache[page, :count]
+        high, low = bounds[page, 0].split(32, -1)
+        assert (high >= keys.amax(0)).all()
+        assert (low <= keys.amin(0)).all()
+        exact_high, exact_low = high == keys.amax(0), low == keys.amin(0)
+        assert (exact_high | (torch.nextafter(high, -end) < keys.amax(0))).all()
+        assert (exact_low | (torch.nextafter(low, end) > keys.amin(0))).all()
+
+
 def test_strides():
     """Channels apart in keys and in what is written."""
     cache = make_cache([16] * 5, 16, 2, 8)

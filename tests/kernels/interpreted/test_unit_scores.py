@@ -84,6 +84,19 @@ def test_summaries(page_size, dim, layout, written):
         torch.testing.assert_close(made["mean"], expected["mean"], atol=1e-3, rtol=1e-3)
 
 
+def test_bounds_narrower_than_their_keys(scored_group):
+    cache = torch.randn(5, 16, 2, 32)
+    pages, filled = torch.arange(5), torch.tensor([16, 1, 3, 16, 7])
+    made, expected = (torch.zeros(5, 1, 2, 64, dtype=torch.bfloat16) for _ in range(2))
+    summarise_pages(cache, pages, filled, bounds=made)
+    summary_reference.summarise_pages(cache, pages, filled, expected, None)
+    assert made.equal(expected)
+    group = scored_group(LENS)
+    group.table = group.table.bfloat16()
+    group.rows = [rows.bfloat16() for rows in group.rows]
+    check(group)
+
+
 def test_no_pages():
     none = torch.zeros(0, dtype=torch.int64)
     summarise_pages(torch.zeros(2, 4, 1, 8), none, none, mean=torch.zeros(2, 1, 1, 8))
