@@ -110,7 +110,7 @@ def draw(rng: Random, length: int, mix: Mix = MIXES["even"]) -> tuple[str, Spec]
 
 def skip(rng: Random, length: int, reach: int = 131072, jumps: int = 4) -> Tensor:
     """Positions [length] with a few jumps, their span log-uniform between the length and `reach`."""
-    extra = int(_log_uniform(rng, length, max(length, reach))) - length
+    extra = max(0, int(_log_uniform(rng, length, max(length, reach))) - length)  # a logarithm rounds
     cuts = sorted(rng.randint(0, extra) for _ in range(jumps - 1))
     sizes = [b - a for a, b in zip([0, *cuts], [*cuts, extra], strict=True)]
     steps = torch.ones(length, dtype=torch.long)

@@ -20,25 +20,14 @@ def choose(scores: Tensor, layer: LayerView, settings: BudgetSettings, unit: int
             With `mass`, they must be logits of the softmax whose mass is meant.
     """
     forced = layer.step.forced(unit, settings.sink_size, settings.window_size)
-    return pick(scores, forced[:, : scores.shape[-1]].unsqueeze(1), layer, settings, unit)
-
-
-def pick(
-    scores: Tensor, forced: Tensor, layer: LayerView, settings: BudgetSettings, unit: int
-) -> DecodeSelection:
-    """The best places of each row beside the forced ones, all within budget and mass.
-
-    Args:
-        scores: as for `choose`, at any N units; -inf where there is none.
-        forced: bool that broadcasts to them, False where there is no unit.
-
-    Returns:
-        Places in a row of `scores`, ascending.
-    """
+    forced = forced[:, : scores.shape[-1]].unsqueeze(1)
     logits = scores.clone() if settings.mass is not None else scores
     indices = strongest(scores.masked_fill_(forced, math.inf), layer, settings, unit)
     if settings.mass is not None:
-        indices = _covering(indices, logits, scores, settings.mass)
+        at = indices.clamp_min(0).long()
+        share = torch.exp(logits.gather(-1, at) - torch.logsumexp(logits, -1, keepdim=True))
+        kept = covering(indices >= 0, share, scores.gather(-1, at).isposinf(), settings.mass)
+        indices = packed(indices, kept)
     elif settings.fraction is None:
         return DecodeSelection(indices, unit)
     return DecodeSelection(indices, unit, (indices >= 0).sum((1, 2)) * unit // indices.shape[1])
@@ -73,15 +62,13 @@ def limits_of(layer: LayerView, settings: BudgetSettings, unit: int) -> tuple[in
     return plan.memo(("limits", width, fraction, unit), build)
 
 
-def _covering(indices: Tensor, logits: Tensor, scores: Tensor, mass: float) -> Tensor:
-    """Drop the weakest chosen units as long as the rest covers `mass` of the whole row; never forced ones."""
-    chosen = indices >= 0
-    at = indices.clamp_min(0).long()
-    total = torch.logsumexp(logits, -1, keepdim=True)
-    weight = torch.where(chosen, torch.exp(logits.gather(-1, at) - total), 0.0)
-    forced = chosen & scores.gather(-1, at).isposinf()
-    kept = chosen & (fewest(weight, mass) | forced)
-    # Ascending order with the holes at the end: a hole sorts behind every index.
-    last = torch.iinfo(indices.dtype).max
-    packed = torch.where(kept, indices, last).sort(-1).values
-    return torch.where(packed == last, -1, packed)
+def covering(chosen: Tensor, share: Tensor, forced: Tensor, mass: float) -> Tensor:
+    """Of the chosen units, bool [B, Hs, M], forced ones and the fewest whose shares reach `mass`."""
+    return chosen & (fewest(torch.where(chosen, share, 0.0), mass) | forced)
+
+
+def packed(indices: Tensor, kept: Tensor) -> Tensor:
+    """The ascending indices that are kept, ascending, then -1."""
+    last = torch.iinfo(indices.dtype).max  # a hole sorts behind every index
+    ascending = torch.where(kept, indices, last).sort(-1).values
+    return torch.where(ascending == last, -1, ascending)

@@ -1,18 +1,15 @@
 """From cheap scores of units to the best tokens: a shortlist of units, whose tokens are ranked exactly."""
 
-import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from headway.engine.selection.choose import limits_of, pick
+from headway.engine.selection.choose import covering, limits_of, packed
 from headway.engine.selection.decode_selection import DecodeSelection
 from headway.engine.selection.layer_view import LayerView
 from headway.engine.selection.settings import BudgetSettings
-from headway.kernels.listed_scores import listed_scores
-from headway.kernels.top_k import top_k
+from headway.kernels.shortlist import Shortlisted, shortlist
 
 
 def shortlisted(
@@ -35,49 +32,33 @@ def shortlisted(
         The selection, and what gives the exact scores of what it holds, fp32 like its indices.
     """
     spec = layer.spec
-    always_read = layer.step.forced(unit, settings.sink_size, settings.window_size)
-    scores.masked_fill_(always_read.unsqueeze(1), math.inf)
-    most, limits = _most_units(layer, settings, unit, -(-tokens // unit))
-    units = top_k(scores, most, None if limits is None else limits.expand(scores.shape[:2]))
-    exact = listed_scores(
-        query, layer.key_cache, layer.plan, units, unit,
+    most_units, unit_limits = limits_of(layer, settings, unit)
+    most_tokens, token_limits = limits_of(layer, settings, 1)
+    least = -(-tokens // unit)  # so many units are listed, or as many as may be read if those are more
+    if unit_limits is not None:
+        unit_limits = unit_limits.clamp_min(least)
+    found = shortlist(
+        query, scores, layer.key_cache, layer.plan, unit,
+        units=max(least, most_units), unit_limits=unit_limits, tokens=most_tokens, token_limits=token_limits,
+        sink_size=settings.sink_size, window_size=settings.window_size,
         scale=spec.scale, softcap=spec.softcap, active=active,
     )  # fmt: skip
-    forced = _forced_places(layer, settings, unit, most, limits) & (exact > -math.inf)
-    picked = pick(exact.clone(), forced, layer, settings, unit=1)
-    places = picked.indices.clamp_min(0).long()
-    inside = torch.arange(unit, dtype=torch.int32, device=units.device)
-    listed = (units.unsqueeze(-1) * unit + inside).flatten(2).gather(-1, places)
-    selection = replace(picked, indices=torch.where(picked.indices >= 0, listed, -1))
-    return selection, lambda: exact.gather(-1, places)
+    if settings.mass is not None:
+        found = _covering(found, layer, settings, settings.mass)
+    elif settings.fraction is None:
+        return DecodeSelection(found.tokens, 1), lambda: _scores_of(found)
+    counts = (found.tokens >= 0).sum((1, 2)) // found.tokens.shape[1]
+    return DecodeSelection(found.tokens, 1, counts), lambda: _scores_of(found)
 
 
-def _most_units(
-    layer: LayerView, settings: BudgetSettings, unit: int, count: int
-) -> tuple[int, Tensor | None]:
-    """Units in a shortlist at most: `count`, or as many as may be read if those are more.
-
-    And each sequence's own limit, int64 [B, 1], where they differ.
-    """
-    width, limits = limits_of(layer, settings, unit)
-    return max(count, width), None if limits is None else limits.clamp_min(count).unsqueeze(1)
+def _covering(found: Shortlisted, layer: LayerView, settings: BudgetSettings, mass: float) -> Shortlisted:
+    """Without the weakest tokens, as long as the rest covers `mass` of the shortlist; never forced ones."""
+    tokens = found.tokens
+    share = torch.exp(_scores_of(found) - torch.logsumexp(found.scores, -1, keepdim=True))
+    latest = layer.step.kv_lens.view(-1, 1, 1) - settings.window_size
+    kept = covering(tokens >= 0, share, (tokens < settings.sink_size) | (tokens >= latest), mass)
+    return found._replace(tokens=packed(tokens, kept), places=packed(found.places, kept))
 
 
-def _forced_places(
-    layer: LayerView, settings: BudgetSettings, unit: int, most: int, limits: Tensor | None
-) -> Tensor:
-    """bool [B, 1, most * unit]: where sinks and window stand among the tokens of the listed units.
-
-    A shortlist is ascending and holds their units: sinks are its first tokens, the window is its last ones.
-    """
-    sinks, window = settings.sink_size, settings.window_size
-
-    def build() -> Tensor:
-        lens = layer.step.kv_lens.unsqueeze(1)
-        units = -(-lens // unit)
-        tokens = lens - (units - units.clamp_max(most if limits is None else limits)) * unit
-        place = torch.arange(most * unit, device=lens.device)
-        forced = ((place < sinks) | (place >= tokens - window)) & (place < tokens)
-        return forced.unsqueeze(1)
-
-    return layer.plan.memo(("forced places", sinks, window, unit, most, settings.fraction), build)
+def _scores_of(found: Shortlisted) -> Tensor:
+    return found.scores.gather(-1, found.places.clamp_min(0).long())

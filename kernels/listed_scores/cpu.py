@@ -29,7 +29,7 @@ def listed_scores(
 
     def score(part: Part, out: Floats) -> None:
         by_list = out.reshape(batch, num_lists, -1, *out.shape[2:])
-        wrong = _score(
+        wrong = score_listed(
             part, groups, keys, strides, page_size, pages, starts, kv_lens, lists, unit, cap, by_list
         )
         if wrong >= 0:
@@ -44,7 +44,7 @@ def listed_scores(
 
 
 @compiled
-def _score(
+def score_listed(
     part: Part, query: Floats, keys: Any, strides: Strides, page_size: int, pages: Numbers, starts: Numbers,
     kv_lens: Numbers, lists: NDArray[np.int32], unit: int, softcap: np.float32, out: Floats,
 ) -> int:  # fmt: skip

@@ -32,18 +32,18 @@ def top_k(scores: Tensor, k: int, limits: Tensor | None) -> Tensor:
     out = np.empty((*scores.shape[:-1], k), np.int32)
     chosen = out.reshape(num_rows, k)
 
-    def choose(items: range) -> None:
-        _choose((items.start, items.stop), memory, stride, length, counts, FEWEST_GROUPS, chosen)
+    def some(items: range) -> None:
+        choose((items.start, items.stop), memory, stride, length, counts, FEWEST_GROUPS, chosen)
 
     if num_rows * length < MANY_SCORES:
-        choose(range(num_rows))
+        some(range(num_rows))
     else:
-        share_out(choose, range(num_rows))
+        share_out(some, range(num_rows))
     return torch.from_numpy(out)
 
 
 @compiled_exactly
-def _choose(
+def choose(
     items: tuple[int, int], memory: Floats, stride: int, length: int, limits: NDArray[np.int64],
     fewest_groups: int, out: Places,
 ) -> None:  # fmt: skip

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headway.engine.methods import decode
 from headway.engine.methods.kind import DECODE
-from headway.engine.selection.choose import limits_of, pick
+from headway.engine.selection.choose import choose, limits_of
 
 from .driver import lone_layer, settings_of
 from .layers import GROUP, Layers, randn
@@ -46,14 +46,12 @@ def test_picks_the_best_within_budget_and_mass(length, budget, fraction, mass, s
     told = {"sink_size": 3, "window_size": 6, "budget": budget, "fraction": fraction, "mass": mass}
     wanted = DECODE.parse({"method": "loki", **told})
     lengths = [length, 33]
-    scores = randn(2, 2, 64, seed=seed) * spread
+    layer = lone_layer(lengths)
+    scores = randn(2, 2, layer.plan.max_pages * layer.page_size, seed=seed) * spread
     for row, count in enumerate(lengths):
         scores[row, :, count:] = -torch.inf
-    forced = torch.zeros(2, 1, 64, dtype=torch.bool)
     always = [{unit for unit in range(count) if unit < 3 or unit >= count - 6} for count in lengths]
-    for row, units in enumerate(always):
-        forced[row, 0, list(units)] = True
-    found = pick(scores.clone(), forced, lone_layer(lengths), wanted, unit=1)
+    found = choose(scores.clone(), layer, wanted, unit=1)
     for row, count in enumerate(lengths):
         most = max(budget, math.ceil(count * (fraction or 0)))
         lists = [expected(each, always[row], most, mass) for each in scores[row].tolist()]

@@ -75,7 +75,7 @@ def watched(kernel, ranked):
 def test_only_a_sequence_whose_query_has_turned_is_ranked_again(turned, monkeypatch):
     ranked = []
     monkeypatch.setattr(base, "unit_scores", watched(base.unit_scores, ranked))
-    monkeypatch.setattr(shortlist, "listed_scores", watched(shortlist.listed_scores, ranked))
+    monkeypatch.setattr(shortlist, "shortlist", watched(shortlist.shortlist, ranked))
     keys, query = [randn(1, LENGTH, KV_HEADS, DIM, seed=seed) for seed in (0, 1)], randn(1, 2, HEADS, DIM)
     settings = Settings(sink_size=SINKS, window_size=WINDOW, budget=BUDGET, unit=UNIT, similarity=0.9)
     layers = Layers(Method(settings), keys)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from headway.engine.needle import WEIGHTS
@@ -84,3 +85,9 @@ def test_skipped_positions_rise_and_stay_below_the_reach() -> None:
         assert positions[0] == 0
         assert (positions.diff() >= 1).all()
         assert positions[-1] < 131072
+
+
+@pytest.mark.parametrize("reach", [1000, 1024, 1023])
+def test_a_text_as_long_as_the_reach_has_nothing_to_skip(reach: int) -> None:
+    for length in range(reach, reach + 8):
+        assert skip(Random(0), length, reach).equal(torch.arange(length))
