@@ -15,8 +15,12 @@ from headway.engine.runner import ModelRunner
 
 LENGTHS = (37, 19)
 PAGE_SIZE = 8
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-"""Largest difference allowed, as a share of the logits' own spread."""
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
+"""Largest difference allowed, as a share of the logits' own spread.
+
+In bfloat16 needle's own forward pass is 0.12 away from float32, over the paged cache 0.08; a wrong position
+or mask moves logits by their whole spread.
+"""
 QUANTILE = 0.75
 """Share of each sequence's rows that must agree: rounding may send a few tokens to another expert."""
 

@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 
+from headway.engine.config import ModelConfig
 from headway.engine.errors import ModelRefused
+from headway.engine.loading import load
 from headway.engine.self_check import self_check
 
 SABOTAGE = {
@@ -29,3 +31,11 @@ def test_a_sabotaged_spec_is_refused(load_family, what):
 
 def test_a_true_spec_passes(load_family):
     self_check(load_family("llama"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sharp_attention_in_half_precision_passes_and_a_wrong_scale_does_not(dtype):
+    loaded = load(ModelConfig(name="needle", dtype=dtype))
+    specs = tuple(dataclasses.replace(spec, scale=spec.scale / 2) for spec in loaded.specs)
+    with pytest.raises(ModelRefused, match="logits"):
+        self_check(dataclasses.replace(loaded, specs=specs))
