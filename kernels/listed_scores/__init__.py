@@ -3,16 +3,13 @@
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Literal
 
 from torch import Tensor
 
 from headway.kernels import checks, dispatch
 from headway.kernels.paged_attention.plan import AttentionPlan
 
-__all__ = ["GroupReduction", "listed_scores"]
-
-GroupReduction = Literal["max", "mean"]
+__all__ = ["listed_scores"]
 
 
 def listed_scores(
@@ -24,7 +21,6 @@ def listed_scores(
     *,
     scale: float = 1.0,
     softcap: float | None = None,
-    reduce: GroupReduction = "max",
     active: Tensor | None = None,
 ) -> Tensor:
     """Score every token of the units listed for B sequences that bring one query each.
@@ -37,28 +33,28 @@ def listed_scores(
     Hs = Hkv lists one each.
 
     Returns fp32 `[B, Hkv, M * unit]`: at m * unit + j the score of token `indices[m] * unit + j`, which is
-    the maximum or mean (`reduce`) over the query heads of the KV head of scale * q·k, accumulated in fp32;
+    the maximum over the query heads of the KV head of scale * q·k, accumulated in fp32;
     `softcap` replaces each head's s by tanh(s / softcap) * softcap before. -inf stands at padding, at tokens
     past the sequence's end, and in all of a row b whose `active[b]` (bool `[B]`) is False.
 
-    Raises ValueError when an argument does not fit the others and, on a CPU, when the list of an active row
-    names a unit that the sequence does not have. A GPU does not look: the caller guarantees the range, and
-    the host waits for nothing.
+    Raises ValueError when an argument does not fit the others. That a sequence has the units that its list
+    names is the caller's to know: looking would make the host wait for a GPU.
     """
-    _check(query, key_cache, plan, indices, unit, softcap, reduce, active)
+    _check(query, key_cache, plan, indices, unit, softcap, active)
     run = _implementation(dispatch.version(query))
-    return run(query, key_cache, plan, indices, unit, scale, softcap, reduce, active)
+    return run(query, key_cache, plan, indices, unit, scale, softcap, active)
 
 
 @cache
 def _implementation(version: dispatch.Version) -> Callable[..., Tensor]:
-    """Imported on first use: Triton may not be installed."""
-    return import_module(f"{__name__}.{version}").listed_scores  # type: ignore[no-any-return]
+    """A CPU has no version of its own: there `shortlist` does it all."""
+    module = "gpu" if version == "gpu" else "reference"
+    return import_module(f"{__name__}.{module}").listed_scores  # type: ignore[no-any-return]
 
 
 def _check(
     query: Tensor, key_cache: Tensor, plan: AttentionPlan, indices: Tensor, unit: int,
-    softcap: float | None, reduce: GroupReduction, active: Tensor | None,
+    softcap: float | None, active: Tensor | None,
 ) -> None:  # fmt: skip
     if len(key_cache.shape) != 4:
         raise ValueError(
@@ -68,6 +64,4 @@ def _check(
     checks.floating_dtype(query, key_cache=key_cache)
     checks.one_device(query, key_cache=key_cache, plan=plan, indices=indices)
     checks.softcap_positive(softcap)
-    if reduce not in ("max", "mean"):
-        raise ValueError(f"reduce must be max or mean, not {reduce!r}")
     checks.active_rows(active, query)

@@ -11,14 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway.kernels.listed_scores import GroupReduction
 from headway.kernels.paged_attention.plan import AttentionPlan
 from headway.kernels.unit_scores.gpu import head_scores, score_constants
 
 
 def listed_scores(
     query: Tensor, key_cache: Tensor, plan: AttentionPlan, indices: Tensor, unit: int, scale: float,
-    softcap: float | None, reduce: GroupReduction, active: Tensor | None,
+    softcap: float | None, active: Tensor | None,
 ) -> Tensor:  # fmt: skip
     batch, num_heads, dim = query.shape
     _, page_size, num_kv_heads, _ = key_cache.shape
@@ -26,7 +25,7 @@ def listed_scores(
     width = num_units * unit
     scores = torch.empty(batch, num_kv_heads, width, dtype=torch.float32, device=query.device)
     constants = listed_constants(
-        dim, num_heads // num_kv_heads, page_size, unit, reduce,
+        dim, num_heads // num_kv_heads, page_size, unit,
         exact=query.dtype == torch.float32, softcap=softcap is not None, active=active is not None,
     )  # fmt: skip
     list_row, list_head, list_unit = indices.stride()
@@ -41,14 +40,13 @@ def listed_scores(
 
 
 def listed_constants(
-    dim: int, group_size: int, page_size: int, unit: int, reduce: GroupReduction, *,
-    exact: bool, softcap: bool, active: bool,
+    dim: int, group_size: int, page_size: int, unit: int, *, exact: bool, softcap: bool, active: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that specialises the kernel, `num_warps` included."""
     constants = score_constants(
-        dim, group_size, page_size, page_size, reduce, exact=exact, softcap=softcap, active=active
+        dim, group_size, page_size, page_size, "max", exact=exact, softcap=softcap, active=active
     )
-    del constants["UNITS"], constants["UNIT_TOKENS"]
+    del constants["UNITS"], constants["UNIT_TOKENS"], constants["REDUCE"]
     return constants | {"PAGE_SIZE": page_size, "UNIT": unit}
 
 
@@ -58,7 +56,7 @@ def listed_kernel(  # type: ignore[no-untyped-def]
     query_row, query_head, query_dim, cache_page, cache_token, cache_head, cache_dim,
     scores_row, scores_head, list_row, list_head, list_unit, block_table_row, active_row,
     DIM: tl.constexpr, GROUP_SIZE: tl.constexpr, PAGE_SIZE: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, REDUCE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr,
     SOFTCAP: tl.constexpr, ACTIVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(1)
@@ -81,7 +79,6 @@ def listed_kernel(  # type: ignore[no-untyped-def]
     queries = query + row * query_row + kv_head * GROUP_SIZE * query_head
 
     best = tl.full([BLOCK_N], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_N], tl.float32)
     for first in tl.static_range(0, GROUP_SIZE, BLOCK_G):
         heads = first + tl.arange(0, BLOCK_G)
         tile = head_scores(
@@ -89,9 +86,5 @@ def listed_kernel(  # type: ignore[no-untyped-def]
             DIM, GROUP_SIZE, BLOCK_N, BLOCK_G, BLOCK_D, SOFTCAP, PRECISION,
         )  # fmt: skip
         is_head = (heads < GROUP_SIZE)[None, :]
-        if REDUCE == "max":
-            best = tl.maximum(best, tl.max(tl.where(is_head, tile, float("-inf")), 1))
-        else:
-            total += tl.sum(tl.where(is_head, tile, 0.0), 1)
-    reduced = best if REDUCE == "max" else total / GROUP_SIZE
-    tl.store(into, tl.where(seen, reduced, float("-inf")), mask=places < width)
+        best = tl.maximum(best, tl.max(tl.where(is_head, tile, float("-inf")), 1))
+    tl.store(into, tl.where(seen, best, float("-inf")), mask=places < width)

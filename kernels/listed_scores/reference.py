@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from headway.kernels.listed_scores import GroupReduction
 from headway.kernels.paged_attention.plan import AttentionPlan
 
 
 def listed_scores(
     query: Tensor, key_cache: Tensor, plan: AttentionPlan, indices: Tensor, unit: int, scale: float,
-    softcap: float | None, reduce: GroupReduction, active: Tensor | None,
+    softcap: float | None, active: Tensor | None,
 ) -> Tensor:  # fmt: skip
     batch, num_lists, num_units = indices.shape
     num_kv_heads = key_cache.shape[2]
@@ -27,5 +26,5 @@ def listed_scores(
             scores = groups[kv_head] @ keys.T * scale  # [G, N]
             if softcap is not None:
                 scores = torch.tanh(scores / softcap) * softcap
-            out[b, kv_head, : len(tokens)] = scores.amax(0) if reduce == "max" else scores.mean(0)
+            out[b, kv_head, : len(tokens)] = scores.amax(0)
     return out

@@ -12,9 +12,9 @@ from headway.kernels.cpu_compile import compiled_exactly
 from headway.kernels.cpu_pages import page_tables, strided
 from headway.kernels.cpu_scores import SHARED_NUMBERS, Floats, Part, Strides, group_queries
 from headway.kernels.cpu_workers import share_out
-from headway.kernels.listed_scores.cpu import score_listed
 from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
 from headway.kernels.shortlist import Shortlisted
+from headway.kernels.shortlist.cpu_listed import score_listed
 from headway.kernels.top_k.cpu import FEWEST_GROUPS, choose
 
 Places = NDArray[np.int32]
@@ -65,7 +65,7 @@ def _shortlist(
 
     query `[B, Hkv, G, D]`; scores holds -inf; kv_lens: 0 for a sequence that is not wanted.
     """
-    batch, heads, length = unit_scores.shape
+    heads, length = unit_scores.shape[1:]
     units = listed.shape[2]
     for row in range(part[0], part[1]):
         latest, end = max(0, kv_lens[row] - window_size), -(-kv_lens[row] // unit)
@@ -75,9 +75,7 @@ def _shortlist(
     items = part[0] * heads, part[1] * heads
     lists = listed.reshape(-1, units)
     choose(items, unit_scores.reshape(-1), length, length, unit_limits, FEWEST_GROUPS, lists)
-    groups = query.reshape(batch, heads, 1, query.shape[2], query.shape[3])
-    into, found = scores.reshape(batch, heads, 1, 1, -1), (items[0] * units, items[1] * units)
-    score_listed(found, groups, keys, strides, page_size, pages, starts, kv_lens, listed, unit, softcap, into)
+    score_listed(part, query, keys, strides, page_size, pages, starts, kv_lens, listed, unit, softcap, scores)
     for item in range(items[0], items[1]):
         row, head = item // heads, item % heads
         strengths = scores[row, head].copy()

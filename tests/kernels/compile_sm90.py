@@ -84,9 +84,9 @@ def score(dim: int, group: int, units: int, reduce: Any, narrower: bool = False,
     return score_kernel, constants, PROBE | {"table": "fp32" if kinds["exact"] and not narrower else "bf16"}
 
 
-def listed(dim: int, group: int, unit: int, reduce: Any, **features: bool) -> Any:
+def listed(dim: int, group: int, unit: int, **features: bool) -> Any:
     kinds = dict.fromkeys(("exact", "softcap", "active"), False) | features
-    return listed_kernel, listed_constants(dim, group, 64, unit, reduce, **kinds), PROBE
+    return listed_kernel, listed_constants(dim, group, 64, unit, **kinds), PROBE
 
 
 def margin(dim: int, group: int, rows: int = 16, exact: bool = False) -> Any:
@@ -187,12 +187,12 @@ VARIANTS: dict[str, Any] = {
     "score mla": lambda: score(576, 128, 64, "none"),
     "score 128 fp32": lambda: score(128, 4, 64, "max", exact=True),
     "score 256 fp32 bounds": lambda: score(256, 4, 8, "max", exact=True, narrower=True),
-    "listed 128 units": lambda: listed(128, 4, 16, "max", active=True),
-    "listed 128 tokens": lambda: listed(128, 4, 1, "max"),
-    "listed 256 gemma-2": lambda: listed(256, 2, 16, "mean", softcap=True),
-    "listed 64 mqa": lambda: listed(64, 71, 64, "max"),
-    "listed mla": lambda: listed(576, 128, 16, "max"),
-    "listed 128 fp32": lambda: listed(128, 4, 16, "max", exact=True),
+    "listed 128 units": lambda: listed(128, 4, 16, active=True),
+    "listed 128 tokens": lambda: listed(128, 4, 1),
+    "listed 256 gemma-2": lambda: listed(256, 2, 16, softcap=True),
+    "listed 64 mqa": lambda: listed(64, 71, 64),
+    "listed mla": lambda: listed(576, 128, 16),
+    "listed 128 fp32": lambda: listed(128, 4, 16, exact=True),
     "margin 128": lambda: margin(128, 4),
     "margin 64": lambda: margin(64, 8),
     "margin 256": lambda: margin(256, 2, rows=32),

@@ -14,7 +14,6 @@ def oracle(
     case: Selections,
     scale: float = 1.0,
     softcap: float | None = None,
-    reduce: str = "max",
     active: Tensor | None = None,
 ) -> Tensor:
     batch, num_kv_heads = len(case.query), case.keys.shape[2]
@@ -30,7 +29,7 @@ def oracle(
                     scores = own @ case.keys[case.tables[b][page], offset, kv_head].double() * scale
                     if softcap is not None:
                         scores = softcap * torch.tanh(scores / softcap)
-                    out[b, kv_head, place] = scores.max() if reduce == "max" else scores.mean()
+                    out[b, kv_head, place] = scores.max()
     return out
 
 

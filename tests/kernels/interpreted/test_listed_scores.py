@@ -15,9 +15,7 @@ PAGE = 16
 LENGTHS = [1, PAGE, PAGE + 1, 4 * PAGE + 7]
 KINDS = {
     "max": {"scale": 0.125},
-    "mean": {"reduce": "mean", "scale": -0.5},
     "softcap": {"softcap": 1.5},
-    "softcap mean": {"softcap": 1.5, "reduce": "mean"},
     "active": {"active": torch.tensor([True, False, False, True])},
 }
 
@@ -31,7 +29,7 @@ def test_ragged_batch(unit, num_lists, kind):
 @pytest.mark.parametrize(
     ("heads", "dim"), [((4, 4), 1), ((6, 2), 80), ((7, 1), 96), ((20, 1), 192), ((71, 1), 32)], ids=str
 )
-@pytest.mark.parametrize("kind", ["max", "mean"])
+@pytest.mark.parametrize("kind", ["max", "softcap"])
 def test_heads_and_head_sizes(heads, dim, kind):
     for num_lists in {1, heads[1]}:
         check(make_selections([37, 30], 4, num_lists, heads=heads, dim=dim), atol=3e-5, **KINDS[kind])
