@@ -36,17 +36,17 @@ def shortlist(
     places, best = np.empty((2, batch, heads, tokens), np.int32)
     rows = unit_scores.numpy()
 
-    def some(sequences: range) -> None:
+    def some(items: range) -> None:
         _shortlist(
-            (sequences.start, sequences.stop), groups, rows, keys, strides, plan.page_size, pages, starts,
+            (items.start, items.stop), groups, rows, keys, strides, plan.page_size, pages, starts,
             kv_lens, unit, sink_size, window_size, np.float32(softcap or 0.0), _limits(unit_limits, heads),
             _limits(token_limits, heads), listed, scores, places, best,
         )  # fmt: skip
 
     if scores.size * query.shape[2] < SHARED_NUMBERS:
-        some(range(batch))
+        some(range(batch * heads))
     else:
-        share_out(some, range(batch))
+        share_out(some, range(batch * heads))
     return Shortlisted(torch.from_numpy(best), torch.from_numpy(places), torch.from_numpy(scores))
 
 
@@ -61,22 +61,20 @@ def _shortlist(
     softcap: np.float32, unit_limits: Numbers, token_limits: Numbers, listed: Places, scores: Floats,
     places: Places, best: Places,
 ) -> None:  # fmt: skip
-    """The sequences from part[0] to part[1]; limits `[B * Hkv]` or `[0]`, the others as `shortlist` has them.
+    """The KV heads of sequences, one after the other, from part[0] to part[1]; limits: one for each, or none.
 
     query `[B, Hkv, G, D]`; scores holds -inf; kv_lens: 0 for a sequence that is not wanted.
     """
     heads, length = unit_scores.shape[1:]
-    units = listed.shape[2]
-    for row in range(part[0], part[1]):
+    lists = listed.reshape(-1, listed.shape[2])
+    for item in range(part[0], part[1]):
+        row, head = item // heads, item % heads
         latest, end = max(0, kv_lens[row] - window_size), -(-kv_lens[row] // unit)
-        for head in range(heads):
-            unit_scores[row, head, : min(end, -(-sink_size // unit))] = np.inf
-            unit_scores[row, head, latest // unit : end] = np.inf
-    items = part[0] * heads, part[1] * heads
-    lists = listed.reshape(-1, units)
-    choose(items, unit_scores.reshape(-1), length, length, unit_limits, FEWEST_GROUPS, lists)
+        unit_scores[row, head, : min(end, -(-sink_size // unit))] = np.inf
+        unit_scores[row, head, latest // unit : end] = np.inf
+    choose(part, unit_scores.reshape(-1), length, length, unit_limits, FEWEST_GROUPS, lists)
     score_listed(part, query, keys, strides, page_size, pages, starts, kv_lens, listed, unit, softcap, scores)
-    for item in range(items[0], items[1]):
+    for item in range(part[0], part[1]):
         row, head = item // heads, item % heads
         strengths = scores[row, head].copy()
         _put_first(lists[item], unit, sink_size, kv_lens[row] - window_size, strengths)
