@@ -20,6 +20,7 @@ from headway.engine.selection.plans import plans_of
 from headway.engine.selection.selection_step import selection_step
 from headway.engine.selection.state import Stacks
 from headway.engine.sidecars import WrittenPages
+from headway.engine.step_threads import StepThreads
 
 
 class ModelRunner:
@@ -45,10 +46,12 @@ class ModelRunner:
         self._streaming = streaming
         self._latents = latent.projections(loaded.model)
         self._stacks = Stacks(loaded.device)
+        self._threads = StepThreads(loaded.model)
         with ExitStack() as stack:
             stack.enter_context(attached(loaded.model))
             stack.enter_context(loaded.rope.attached())
             stack.enter_context(fused_norms(loaded.model))
+            stack.enter_context(self._threads.restored())
             self._attached = stack.pop_all()
 
     def run(self, batch: Batch) -> torch.Tensor:
@@ -58,6 +61,8 @@ class ModelRunner:
             float32 [len(batch.logit_rows()), vocab_size], rows in that order.
         """
         size, device = self._cache.page_size, self._loaded.device
+        if device.type == "cpu":
+            self._threads.choose(batch)
         plans = plans_of(batch.chunks, size, device)
         tokens: list[int] = []
         positions: list[int] = []

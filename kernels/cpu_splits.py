@@ -1,6 +1,7 @@
-"""What compiled attention kernels share on the host: queries scaled for them, splits of the work merged."""
+"""What compiled attention kernels share on the host: queries in groups, splits of the work merged."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,16 +9,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headway.kernels.cpu_attend import LOG2_E, Floats
+from headway.kernels.cpu_compile import flat
 from headway.kernels.cpu_workers import share_out
 
 SHARED_NUMBERS = 4 * 1024 * 1024  # of keys and values: below, threads cost more than they save
 
 
-def scaled(query: Tensor, scale: float, softcap: float | None, lanes: int) -> Floats:
-    """query `[B, Hq, D]` -> `[B, lanes, Hq / lanes, D]` as the kernels want it."""
-    factor = scale * float(LOG2_E) if softcap is None else scale / softcap
-    wide: Floats = np.multiply(query.float().numpy(), np.float32(factor), order="C")
-    return wide.reshape(len(wide), lanes, -1, wide.shape[2])
+def grouped(query: Tensor, lanes: int) -> NDArray[Any]:
+    """query `[B, Hq, D]` -> `[B, lanes, Hq / lanes, D]`, dense, to be read through `widen`."""
+    batch, _, dim = query.shape
+    return flat(query.contiguous()).reshape(batch, lanes, -1, dim)
+
+
+def query_factor(scale: float, softcap: float | None) -> np.float32:
+    """What queries are multiplied by in the kernels, whose softmax is in powers of two."""
+    return np.float32(scale * LOG2_E if softcap is None else scale / softcap)
 
 
 def sink_rows(sinks: Tensor | None, lanes: int, group: int) -> Floats:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from headway.kernels.cpu_attend import Floats, attend_all
 from headway.kernels.cpu_pages import page_tables, strided
-from headway.kernels.cpu_splits import in_splits, scaled, sink_rows
+from headway.kernels.cpu_splits import grouped, in_splits, query_factor, sink_rows
 from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
 
 
@@ -19,13 +19,13 @@ def attend_decodes(
     value_dim = value_cache.shape[3]
     tables = page_tables(plan)
     first_tokens, seen = plan.memo(("cpu decodes", window), lambda: _seen(tables.kv_lens, rows, window))
-    groups = scaled(query, scale, softcap, num_kv_heads)
+    groups, factor = grouped(query, num_kv_heads), query_factor(scale, softcap)
     sink_logits = sink_rows(sinks, num_kv_heads, groups.shape[2])
     (keys, key_strides), (values, value_strides) = strided(key_cache), strided(value_cache)
 
     def attend(split: int, splits: int, out: Floats, lse: Floats) -> None:
         attend_all(
-            split, splits, groups, keys, key_strides, values, value_strides, page_size, tables.pages,
+            split, splits, groups, factor, keys, key_strides, values, value_strides, page_size, tables.pages,
             tables.starts, rows, first_tokens, tables.kv_lens, np.float32(softcap or 0.0), sink_logits, out,
             lse,
         )  # fmt: skip

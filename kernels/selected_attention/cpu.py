@@ -6,7 +6,7 @@ from torch import Tensor
 
 from headway.kernels.cpu_attend import Floats, attend_listed
 from headway.kernels.cpu_pages import page_tables, strided
-from headway.kernels.cpu_splits import in_splits, scaled, sink_rows
+from headway.kernels.cpu_splits import grouped, in_splits, query_factor, sink_rows
 from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
 
 
@@ -21,14 +21,14 @@ def selected_attention(
     tables = page_tables(plan)
     rows = np.arange(len(query)) if active is None else np.flatnonzero(active.numpy())
     lanes = max(num_lists, num_kv_heads)
-    groups = scaled(query, scale, softcap, lanes)
+    groups, factor = grouped(query, lanes), query_factor(scale, softcap)
     sink_logits = sink_rows(sinks, lanes, groups.shape[2])
     (keys, key_strides), (values, value_strides) = strided(key_cache), strided(value_cache)
     lists = indices.contiguous().numpy()
 
     def attend(split: int, splits: int, new_out: Floats, new_lse: Floats) -> None:
         wrong = attend_listed(
-            split, splits, groups, keys, key_strides, values, value_strides, page_size, tables.pages,
+            split, splits, groups, factor, keys, key_strides, values, value_strides, page_size, tables.pages,
             tables.starts, rows, lists, unit, num_kv_heads, tables.kv_lens, np.float32(softcap or 0.0),
             sink_logits, new_out, new_lse,
         )  # fmt: skip
