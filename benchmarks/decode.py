@@ -11,7 +11,7 @@ inside the attention of all layers, with choosing and storing. `refreshes`: list
 all layers. `mass_recall`: attention mass of what was read over that of the exact top-k of the same size,
 where anything is selected. `false_local`: KV heads that adaptive took for local though less than its
 threshold of their attention was near, of all it took for local. With `--peer-seconds`, OpenVINO GenAI decodes
-densely behind the same prompt, with needle's own weights, in a process of its own.
+behind the same prompt, with needle's own weights, in a process of its own: densely and with cache eviction.
 
 `--model llama-1b` times a model of that shape with random weights over random KV; its answers mean nothing.
 """
@@ -51,8 +51,6 @@ from headway.engine.sidecars import Sidecar
 
 ROOM = 4096
 """Tokens kept free behind a document for questions and answers."""
-OPENVINO_KV = ("f32", "u8")
-"""Precisions of its KV cache; u8 is its own choice."""
 
 
 def measure(session: Session, context: int, found: list[Variant], plan: Plan) -> Iterator[dict[str, Any]]:
@@ -65,8 +63,8 @@ def measure(session: Session, context: int, found: list[Variant], plan: Plan) ->
     plain = statistics.fmean(generate_seconds(session, prompt, plan.steps))
     dense = greedy(session, prompt, None, plan.steps)
     yield row("dense", 0, context, dense, dense, plain, Tally(1, 1))
-    for kv in OPENVINO_KV if plan.peer_seconds else ():
-        yield from openvino(kv, context, prompt, dense, plan)
+    if plan.peer_seconds:
+        yield from openvino(context, prompt, dense, plan)
     for variant, tally in tallies.items():
         if not (variant.method.sees_all and context > SEES_ALL_CONTEXT):
             timed = greedy(session, prompt, variant.method, plan.steps)
@@ -82,16 +80,15 @@ def measure(session: Session, context: int, found: list[Variant], plan: Plan) ->
             }
 
 
-def openvino(kv: str, context: int, prompt: list[int], dense: Steps, plan: Plan) -> Iterator[dict[str, Any]]:
-    """OpenVINO GenAI's dense decoding behind the same prompt, which it reads sparsely: that is faster."""
-    haystacks = [(prompt[:-1], [(prompt[-1:], [])])]
-    for line in openvino_runs.run("trishape", haystacks, plan.peer_seconds, steps=plan.steps, kv=kv):
+def openvino(context: int, prompt: list[int], dense: Steps, plan: Plan) -> Iterator[dict[str, Any]]:
+    """OpenVINO GenAI's decoding behind the same prompt."""
+    for name, seconds in openvino_runs.decode_steps(prompt, plan.steps, plan.peer_seconds):
         yield {
-            "method": f"openvino, {kv} KV",
+            "method": name,
             "context": context,
             "budget": 0,
-            "step_ratio_vs_dense": round(dense.step_seconds / line["step_seconds"], 2),
-            "step_ms": round(1000 * line["step_seconds"], 2),
+            "step_ratio_vs_dense": round(dense.step_seconds / seconds, 2),
+            "step_ms": round(1000 * seconds, 2),
         }
 
 

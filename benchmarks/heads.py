@@ -8,6 +8,7 @@ window only, the others everything or what `headway` chooses, in prefill and in 
 step by step behind haystacks that were read in the same way or, beyond `--whole-up-to` tokens, that needle's
 windowed pass has read for all. Times as in `benchmarks.prefill` (some chunks of
 one prompt) and `benchmarks.decode` (greedy steps behind it), ratios to our dense path: above 1 is faster.
+With `--peer-seconds`, OpenVINO GenAI decodes behind the same prompt.
 `kv_read_share` is what decode steps read of all KV; `kv_bytes_ratio` is all KV over what a request holds with
 `memory: {streaming_heads: drop}`, which changes neither answers nor what is read.
 """
@@ -23,7 +24,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.decode_cases import greedy
+from benchmarks import openvino_runs
+from benchmarks.decode_cases import generate_seconds, greedy
 from benchmarks.decode_session import CHUNK, PAGE_SIZE
 from benchmarks.held import kv_bytes_ratio
 from benchmarks.prefill_cases import Document, Plan, Reader, Tally, documents, fill, read_samples
@@ -93,7 +95,12 @@ def answer(session: PrefillSession, found: list[Document], servings: list[Servin
 
 
 def measure(
-    session: PrefillSession, context: int, servings: list[Serving], plan: Plan, steps: int
+    session: PrefillSession,
+    context: int,
+    servings: list[Serving],
+    plan: Plan,
+    steps: int,
+    peer_seconds: float,
 ) -> Iterator[dict[str, Any]]:
     """Rows of one context."""
     found = documents(context, plan)
@@ -101,6 +108,7 @@ def measure(
     prompt = fill(session, context, found)
     readers = [Reader(one.name, one.prefill) for one in servings]
     read_samples(session, prompt, readers, plan)
+    plain = statistics.fmean(generate_seconds(session, prompt, steps))
     timed = [greedy(session, prompt, one.decode, steps) for one in servings]
     for one, reader, taken in zip(servings, readers, timed, strict=True):
         right, of = (sum(tally.right for tally in each.tallies.values()) for each in (one, servings[0]))
@@ -110,6 +118,7 @@ def measure(
             "ttft_ratio_vs_dense": ratio(readers[0].seconds, reader.seconds),
             "prefill_attention_ratio_vs_dense": ratio(readers[0].attention, reader.attention),
             "step_ratio_vs_dense": round(timed[0].step_seconds / taken.step_seconds, 2),
+            "step_ratio_vs_generate": round(plain / taken.step_seconds, 2),
             "decode_attention_ratio_vs_dense": round(timed[0].attention_seconds / taken.attention_seconds, 2),
             "kv_read_share": round(taken.usage.kv_read_share if taken.usage else 1.0, 3),
             "kv_bytes_ratio": round(
@@ -122,6 +131,14 @@ def measure(
             "right": ", ".join(
                 f"{task} {tally.right} of {tally.asked}" for task, tally in one.tallies.items()
             ),
+            "step_ms": round(1000 * taken.step_seconds, 2),
+        }
+    for name, seconds in openvino_runs.decode_steps(prompt, steps, peer_seconds) if peer_seconds else ():
+        yield {
+            "method": name,
+            "context": context,
+            "step_ratio_vs_dense": round(timed[0].step_seconds / seconds, 2),
+            "step_ms": round(1000 * seconds, 2),
         }
 
 
@@ -146,8 +163,12 @@ def main(
     sampled: Annotated[int, typer.Option(min=2, help="Chunks that are timed.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="How often those are timed.")] = 3,
     whole_up_to: Annotated[int, typer.Option(help="Longest haystack that each way reads.")] = 32_768,
+    peer_seconds: Annotated[
+        float, typer.Option(min=0, help="Time for each run of OpenVINO GenAI; 0: without it.")
+    ] = 0.0,
 ) -> None:
     """Measure and print the table."""
+    peer_seconds = openvino_runs.affordable(peer_seconds)
     contexts = context or ([8192] if quick else [8192, 32_768, 131_072])
     plan = Plan(
         task or ["some_keys", "many_keys", "key_value"], count, haystacks, whole_up_to, sampled, rounds
@@ -166,14 +187,14 @@ def main(
         *(each.sidecars() for one in methods for each in (one.prefill, one.decode) if each)
     )
     session = PrefillSession(loaded, max(contexts) + ROOM, kept)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for length in contexts:
         fresh = [replace(one, tallies={}) for one in methods]
-        rows += measure(session, length, fresh, plan, steps)
+        rows += measure(session, length, fresh, plan, steps, peer_seconds)
     session.close()
     table = Table(*(name.replace("_ratio_vs_", " × ") for name in rows[0]))
     for line in rows:
-        table.add_row(*("" if value is None else str(value) for value in line.values()))
+        table.add_row(*(str(line.get(column, "")) for column in rows[0]))
     Console(width=180).print(table)
     if json_file:
         json_file.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")

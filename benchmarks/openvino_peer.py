@@ -24,16 +24,17 @@ from benchmarks.needle_gguf import write
 CACHE_GB = 2
 
 
-def load(mode: str, threads: int, kv: str) -> genai.ContinuousBatchingPipeline:
+def load(mode: str, threads: int, kv: str, evict_to: int | None) -> genai.ContinuousBatchingPipeline:
     """needle behind a mode: dense, trishape or xattention-THRESHOLD; the rest as OpenVINO has it.
 
     Args:
         kv: precision of the KV cache; OpenVINO's own choice is u8.
+        evict_to: tokens that its cache eviction keeps, as many at the start and the end as by default.
     """
     scheduling = genai.SchedulerConfig()
     scheduling.cache_size = CACHE_GB
     scheduling.max_num_batched_tokens = 2048
-    scheduling.enable_prefix_caching = True
+    scheduling.enable_prefix_caching = evict_to is None  # it refuses both
     kind, _, threshold = mode.partition("-")
     if kind != "dense":
         sparse = genai.SparseAttentionConfig(mode=getattr(genai.SparseAttentionMode, kind.upper()))
@@ -41,6 +42,11 @@ def load(mode: str, threads: int, kv: str) -> genai.ContinuousBatchingPipeline:
         if threshold:
             sparse.xattention_threshold = float(threshold)
         scheduling.use_sparse_attention, scheduling.sparse_attention_config = True, sparse
+    if evict_to is not None:
+        scheduling.use_cache_eviction = True
+        scheduling.cache_eviction_config = genai.CacheEvictionConfig(
+            32, 128, evict_to, genai.AggregationMode.NORM_SUM
+        )
     properties = {
         "INFERENCE_PRECISION_HINT": "f32",
         "KV_CACHE_PRECISION": kv,
@@ -72,7 +78,7 @@ def main() -> None:
     """Read the haystacks of standard input."""
     job: dict[str, Any] = json.load(sys.stdin)
     steps = job.get("steps")
-    pipeline = load(sys.argv[1], job["threads"], job.get("kv", "f32"))
+    pipeline = load(sys.argv[1], job["threads"], job.get("kv", "f32"), job.get("evict_to"))
     answer(pipeline, list(range(16, 528)), 4)  # to warm up
     for prefix, tails in job["haystacks"]:
         first, pace, right = [], [], 0

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,6 +12,12 @@ import typer
 
 from headway.engine.needle.tasks import Tail
 
+DECODING: dict[str, dict[str, Any]] = {
+    "openvino, f32 KV": {"kv": "f32"},
+    "openvino, u8 KV": {"kv": "u8"},
+    "openvino, u8 KV, 672 tokens kept": {"kv": "u8", "evict_to": 672},
+}
+"""Ways to keep the KV cache: u8 is its own choice, eviction what it offers to read less."""
 Haystacks = list[tuple[list[int], list[Tail]]]
 
 
@@ -34,3 +41,11 @@ def run(mode: str, haystacks: Haystacks, limit: float, **job: Any) -> list[dict[
     if failed:
         typer.echo(f"openvino {mode}: {failed}", err=True)
     return [json.loads(line) for line in output.splitlines() if line.startswith(b'{"seconds"')]
+
+
+def decode_steps(prompt: list[int], steps: int, limit: float) -> Iterator[tuple[str, float]]:
+    """Name and seconds a step of each way to decode, behind a prompt, read sparsely for speed."""
+    haystacks: Haystacks = [(prompt[:-1], [(prompt[-1:], [])])]
+    for name, settings in DECODING.items():
+        for line in run("trishape", haystacks, limit, steps=steps, **settings):
+            yield name, line["step_seconds"]

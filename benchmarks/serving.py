@@ -1,6 +1,6 @@
 """Headway against transformers' `generate()` and its continuous batching, on the same weights, in one run.
 
-    python -m benchmarks.serving [--quick] [--json FILE] [--rounds N] [--skip WORD]
+    python -m benchmarks.serving [--quick] [--json FILE] [--rounds N] [--skip WORD] [--against PEER]
 
 Each peer runs in a process of its own, one after the other, float32, greedy, all cores; with several rounds
 the peers alternate and the best of each counts. Ratios are speed-ups (above 1: Headway is faster); memory is
@@ -50,7 +50,7 @@ def best(a: dict[str, float] | None, b: dict[str, float]) -> dict[str, float]:
     }
 
 
-def ratios(results: Results, cases: list[Case]) -> list[dict[str, Any]]:
+def ratios(results: Results, cases: list[Case], peers: list[str]) -> list[dict[str, Any]]:
     """One row a case and peer; a second question is also set against our own first one."""
     rows = []
 
@@ -67,9 +67,8 @@ def ratios(results: Results, cases: list[Case]) -> list[dict[str, Any]]:
 
     for case in cases:
         ours = results[case.name, OURS]
-        for peer in PEERS:
-            if peer != OURS:
-                row(case.name, peer, ours, results[case.name, peer])
+        for peer in peers:
+            row(case.name, peer, ours, results[case.name, peer])
         if case.second_question:
             row(
                 case.name,
@@ -104,8 +103,17 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write rows and machine here.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Alternate the peers this often; the best counts.")] = 1,
     skip: Annotated[list[str] | None, typer.Option(help="Leave out the cases whose name holds this.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Only these peers: generate, continuous_batching.")
+    ] = None,
 ) -> None:
     """Measure and print the table."""
+    others = [peer for peer in PEERS if peer != OURS]
+    if unknown := set(against or []).difference(others):
+        raise typer.BadParameter(
+            f"{', '.join(unknown)}: choose from {', '.join(others)}", param_hint="--against"
+        )
+    peers = against or others
     cases = [case for case in (QUICK if quick else FULL) if not any(word in case.name for word in skip or [])]
     console = Console()
     by_model: dict[str, list[Case]] = defaultdict(list)
@@ -116,12 +124,12 @@ def main(
         for model, model_cases in by_model.items():
             folder = model_folder(model, Path(scratch))
             for _ in range(rounds):
-                for peer in PEERS:
+                for peer in [OURS, *peers]:
                     with console.status(f"{model}: {peer}"):
                         for result in measure(peer, model_cases, folder):
                             key = (result.pop("case"), peer)
                             results[key] = best(results.get(key), result)
-    rows = ratios(results, cases)
+    rows = ratios(results, cases, peers)
     table = Table("case", "against", "throughput ×", "time to first token ×", "memory ×")
     for item in rows:
         table.add_row(*(str(value) for value in item.values()))
