@@ -11,18 +11,18 @@ from statistics import fmean
 import torch
 
 from headway.engine.batch import Batch
+from headway.kernels.cpu_workers import compute_alone
 
 LEAST_SHARED = 1_200_000
 """Multiplications of a product, on average, from which threads share it: 50 microseconds of one core."""
 LONG_CONTEXT = 4096
-"""Tokens from which one sequence's dense attention is shared."""
+"""Tokens from which a chunk's attention is shared; that of a decode sees to itself."""
 
 
 class StepThreads:
-    """One thread for steps of small products and short contexts, all of PyTorch's threads for others."""
+    """One thread for steps of small products, all of PyTorch's threads for others."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._all = torch.get_num_threads()
         sizes = [module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear)]
         self._weights = fmean(sizes) if sizes else LEAST_SHARED
 
@@ -32,12 +32,9 @@ class StepThreads:
         try:
             yield
         finally:
-            torch.set_num_threads(self._all)
+            compute_alone(False)
 
     def choose(self, batch: Batch) -> None:
         """Set the number of threads for a batch, until the next one."""
-        long = any(chunk.sequence.decode is None and chunk.end >= LONG_CONTEXT for chunk in batch.chunks)
-        alone = not long and batch.num_tokens * self._weights < LEAST_SHARED
-        wanted = 1 if alone else self._all
-        if wanted != torch.get_num_threads():
-            torch.set_num_threads(wanted)
+        long = any(chunk.length > 1 and chunk.end >= LONG_CONTEXT for chunk in batch.chunks)
+        compute_alone(not long and batch.num_tokens * self._weights < LEAST_SHARED)

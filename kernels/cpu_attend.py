@@ -1,25 +1,17 @@
 """Queries of one token each against keys and values where they lie: a group's heads share what is read.
 
-Tiles of keys and values are copied side by side, widened, and the softmax runs along, in powers of two.
-Measured on Zen 3, one thread, 8 heads on 2 of 32: 23 us for 300 tokens, where PyTorch's flash kernel takes
-93, about 300 for 16 sequences of 290 to 383, where it takes 690, gathered first, 450 for 8,192, where it
-takes 350, and 11,500 for 131,072, as it does: there memory decides.
+Measured on an Intel Xeon, 8 heads on 2 of 32: 15 us for 300 tokens, 230 for 16 sequences of as many, and for
+131,072 tokens 9,200 on one thread and 4,900 on two, where PyTorch's flash kernel takes 14,000 and 6,700.
 """
 
 from typing import Any
 
 import numpy as np
 from numba.extending import register_jitable
-from numpy.typing import NDArray
 
-from headway.kernels.cpu_compile import compiled, exp2, widen
+from headway.kernels.cpu_compile import compiled
+from headway.kernels.cpu_tile import TILE, Floats, Ints, attend_tile, begin, finish, new_tile, scale_query
 
-TILE = 64  # tokens that are held at a time
-LOG2_E = np.float32(1.4426950408889634)
-LN_2 = np.float32(0.6931471805599453)
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 Strides = tuple[int, int, int]  # of a cache: page, token, head
 
 
@@ -39,37 +31,31 @@ def attend_all(
     """
     heads, group, dim = query.shape[1:]
     value_dim = out.shape[4]
-    tile_keys, tile_values = np.empty((TILE, dim), np.float32), np.empty((TILE, value_dim), np.float32)
-    own = np.empty((heads, group, dim), np.float32)
-    scores = np.empty((group, TILE), np.float32)
+    own, tile = np.empty((heads, group, dim), np.float32), new_tile(group, dim, value_dim)
     acc = np.empty((heads, group, value_dim), np.float32)
     peak, total = np.empty((heads, group), np.float32), np.empty((heads, group), np.float32)
+    at, next_at = np.empty((2, TILE), np.int64), np.empty((2, TILE), np.int64)
     for number in range(len(rows)):
         row = rows[number]
         for head in range(heads):
-            _scaled(query[number, head], factor, own[head])
-            _begin(sinks, head, split, acc[head], peak[head], total[head])
+            scale_query(query[number, head], factor, own[head])
+            begin(sinks, head, split, acc[head], peak[head], total[head])
         first, length = first_tokens[row], kv_lens[row] - first_tokens[row]
         start, end = first + length * split // splits, first + length * (split + 1) // splits
-        while start < end:
-            page, slot = tables[table_starts[row] + start // page_size], start % page_size
-            count = min(TILE, end - start, page_size - slot)
-            for head in range(heads):
-                key_at = _place(key_strides, page, slot, head)
-                value_at = _place(value_strides, page, slot, head)
-                for t in range(count):
-                    _copy(keys[key_at : key_at + dim], tile_keys[t])
-                    key_at += key_strides[1]
-                for t in range(count):
-                    _copy(values[value_at : value_at + value_dim], tile_values[t])
-                    value_at += value_strides[1]
-                _attend_tile(
-                    own[head], tile_keys[:count], tile_values[:count], softcap, scores, acc[head],
-                    peak[head], total[head],
-                )  # fmt: skip
+        pages = tables[table_starts[row] :]
+        count = _next_tile(start, end, pages, page_size, key_strides, value_strides, at)
+        while count:
             start += count
+            coming = _next_tile(start, end, pages, page_size, key_strides, value_strides, next_at)
+            for head in range(heads):
+                key, value = head * key_strides[2], head * value_strides[2]
+                attend_tile(
+                    own[head], (keys, at[0], key), (values, at[1], value), count, softcap, tile, acc[head],
+                    peak[head], total[head], (keys, next_at[0], key), (values, next_at[1], value), coming,
+                )  # fmt: skip
+            at, next_at, count = next_at, at, coming
         for head in range(heads):
-            _finish(acc[head], peak[head], total[head], out[split, number, head], lse[split, number, head])
+            finish(acc[head], peak[head], total[head], out[split, number, head], lse[split, number, head])
 
 
 @compiled
@@ -86,194 +72,56 @@ def attend_listed(
     """
     lanes, group, dim = query.shape[1:]
     value_dim = out.shape[4]
-    tile_keys, tile_values = np.empty((TILE, dim), np.float32), np.empty((TILE, value_dim), np.float32)
-    own = np.empty((group, dim), np.float32)
-    scores = np.empty((group, TILE), np.float32)
+    own, tile = np.empty((group, dim), np.float32), new_tile(group, dim, value_dim)
     acc = np.empty((group, value_dim), np.float32)
     peak, total = np.empty(group, np.float32), np.empty(group, np.float32)
+    at, next_at = np.empty((2, TILE), np.int64), np.empty((2, TILE), np.int64)
     for row in rows:
         for lane in range(lanes):
             head = lane * kv_heads // lanes
-            _scaled(query[row, lane], factor, own)
-            _begin(sinks, lane, split, acc, peak, total)
+            key, value = head * key_strides[2], head * value_strides[2]
+            scale_query(query[row, lane], factor, own)
+            begin(sinks, lane, split, acc, peak, total)
             chosen = lists[row, lane * lists.shape[1] // lanes]
             length = len(chosen)
             while length and chosen[length - 1] < 0:
                 length -= 1
-            held = 0
+            count = coming = 0
             for index in range(length * split // splits, length * (split + 1) // splits):
                 start = np.int64(chosen[index]) * unit
                 end = min(start + unit, kv_lens[row])
                 if start < 0 or start >= end:
                     return row  # type: ignore[no-any-return]
                 page, slot = tables[table_starts[row] + start // page_size], start % page_size
-                key_at = _place(key_strides, page, slot, head)
-                value_at = _place(value_strides, page, slot, head)
-                for _ in range(end - start):
-                    _copy(keys[key_at : key_at + dim], tile_keys[held])
-                    _copy(values[value_at : value_at + value_dim], tile_values[held])
-                    key_at, value_at, held = key_at + key_strides[1], value_at + value_strides[1], held + 1
-                    if held == TILE:
-                        _attend_tile(own, tile_keys, tile_values, softcap, scores, acc, peak, total)
-                        held = 0
-            if held:
-                _attend_tile(own, tile_keys[:held], tile_values[:held], softcap, scores, acc, peak, total)
-            _finish(acc, peak, total, out[split, row, lane], lse[split, row, lane])
+                for token in range(slot, slot + end - start):
+                    next_at[0, coming] = page * key_strides[0] + token * key_strides[1]
+                    next_at[1, coming] = page * value_strides[0] + token * value_strides[1]
+                    coming += 1
+                    if coming == TILE:
+                        attend_tile(
+                            own, (keys, at[0], key), (values, at[1], value), count, softcap, tile, acc, peak,
+                            total, (keys, next_at[0], key), (values, next_at[1], value), coming,
+                        )  # fmt: skip
+                        at, next_at, count, coming = next_at, at, coming, 0
+            for _ in range(2):
+                attend_tile(
+                    own, (keys, at[0], key), (values, at[1], value), count, softcap, tile, acc, peak, total,
+                    (keys, next_at[0], key), (values, next_at[1], value), coming,
+                )  # fmt: skip
+                at, next_at, count, coming = next_at, at, coming, 0
+            finish(acc, peak, total, out[split, row, lane], lse[split, row, lane])
     return -1
 
 
 @register_jitable
-def _place(strides: Strides, page: Any, slot: Any, head: int) -> Any:
-    return page * strides[0] + slot * strides[1] + head * strides[2]
-
-
-@register_jitable(inline="always")
-def _copy(numbers: Any, into: Floats) -> None:
-    """Before anything is computed: loops that only read keep many reads from memory under way."""
-    for d in range(len(into)):
-        into[d] = widen(numbers[d])
-
-
-@register_jitable
-def _scaled(query: Any, factor: np.float32, into: Floats) -> None:
-    for g in range(len(into)):
-        _copy(query[g], into[g])
-        into[g] *= factor
-
-
-@register_jitable
-def _begin(sinks: Floats, head: int, split: int, acc: Floats, peak: Floats, total: Floats) -> None:
-    acc[:] = 0
-    peak[:] = -np.inf
-    total[:] = 0
-    if split == 0 and len(sinks):  # counted once
-        peak[:] = sinks[head] * LOG2_E
-        total[:] = 1
-
-
-@register_jitable
-def _attend_tile(
-    query: Floats, keys: Floats, values: Floats, softcap: np.float32, scores: Floats, acc: Floats,
-    peak: Floats, total: Floats,
-) -> None:  # fmt: skip
-    """One step of a running softmax: query `[G, D]`, keys `[N, D]`, values `[N, Dv]`, state `[G, ...]`."""
-    _score(query, keys, scores)
-    for g in range(len(query)):
-        mine = scores[g, : len(keys)]
-        if softcap > 0:
-            _cap(mine, softcap)
-        highest = _highest(mine, peak[g])
-        if highest > peak[g]:
-            shrink = exp2(peak[g] - highest)
-            total[g] *= shrink
-            acc[g] *= shrink
-            peak[g] = highest
-        mass = np.float32(0)
-        for t in range(len(mine)):
-            mine[t] = exp2(mine[t] - highest)
-            mass += mine[t]
-        total[g] += mass
-    _add_values(scores, values, acc)
-
-
-@register_jitable
-def _score(query: Floats, keys: Floats, scores: Floats) -> None:
-    """Four heads at a reading of a key."""
-    group, dim = query.shape
-    for g in range(0, group - 3, 4):
-        one, two, three, four = query[g], query[g + 1], query[g + 2], query[g + 3]
-        for t in range(len(keys)):
-            key = keys[t]
-            a = b = c = e = np.float32(0)
-            for d in range(dim):
-                a += one[d] * key[d]
-                b += two[d] * key[d]
-                c += three[d] * key[d]
-                e += four[d] * key[d]
-            scores[g, t], scores[g + 1, t], scores[g + 2, t], scores[g + 3, t] = a, b, c, e
-    for g in range(group // 4 * 4, group):
-        alone = query[g]
-        for t in range(len(keys)):
-            key = keys[t]
-            a = np.float32(0)
-            for d in range(dim):
-                a += alone[d] * key[d]
-            scores[g, t] = a
-
-
-@register_jitable
-def _cap(scores: Floats, softcap: np.float32) -> None:
-    """scores / softcap become tanh(scores / softcap) * softcap * log2(e)."""
-    for t in range(len(scores)):
-        power = exp2(np.float32(-2) * LOG2_E * abs(scores[t]))
-        capped = softcap * LOG2_E * (np.float32(1) - power) / (np.float32(1) + power)
-        scores[t] = capped if scores[t] > 0 else -capped
-
-
-@register_jitable
-def _highest(scores: Floats, floor: np.float32) -> np.float32:
-    """Eight at a time: one running maximum would make each comparison wait for the one before."""
-    a = b = c = d = e = f = g = h = floor
-    whole = len(scores) // 8 * 8
-    for t in range(0, whole, 8):
-        a, b, c, d = (
-            max(a, scores[t]), max(b, scores[t + 1]), max(c, scores[t + 2]), max(d, scores[t + 3])
-        )  # fmt: skip
-        e, f, g, h = (
-            max(e, scores[t + 4]), max(f, scores[t + 5]), max(g, scores[t + 6]), max(h, scores[t + 7])
-        )  # fmt: skip
-    for t in range(whole, len(scores)):
-        a = max(a, scores[t])
-    return max(max(max(a, b), max(c, d)), max(max(e, f), max(g, h)))
-
-
-@register_jitable
-def _add_values(weights: Floats, values: Floats, acc: Floats) -> None:
-    """Four heads and two tokens at a reading of values, as few heads as are left with eight tokens."""
-    group, dim = acc.shape
-    pairs, eights = len(values) // 2 * 2, len(values) // 8 * 8
-    for g in range(0, group - 3, 4):
-        w1, w2, w3, w4 = weights[g], weights[g + 1], weights[g + 2], weights[g + 3]
-        one, two, three, four = acc[g], acc[g + 1], acc[g + 2], acc[g + 3]
-        for t in range(0, pairs, 2):
-            v1, v2 = values[t], values[t + 1]
-            a1, b1, c1, e1 = w1[t], w2[t], w3[t], w4[t]
-            a2, b2, c2, e2 = w1[t + 1], w2[t + 1], w3[t + 1], w4[t + 1]
-            for d in range(dim):
-                one[d] += a1 * v1[d] + a2 * v2[d]
-                two[d] += b1 * v1[d] + b2 * v2[d]
-                three[d] += c1 * v1[d] + c2 * v2[d]
-                four[d] += e1 * v1[d] + e2 * v2[d]
-        for t in range(pairs, len(values)):
-            _add_value(weights[g : g + 4, t], values[t], acc[g : g + 4])
-    left = group // 4 * 4
-    for t in range(0, eights, 8):
-        v1, v2, v3, v4 = values[t], values[t + 1], values[t + 2], values[t + 3]
-        v5, v6, v7, v8 = values[t + 4], values[t + 5], values[t + 6], values[t + 7]
-        for g in range(left, group):
-            w, into = weights[g, t : t + 8], acc[g]
-            a1, a2, b1, b2, c1, c2, e1, e2 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
-            for d in range(dim):
-                into[d] += (
-                    (a1 * v1[d] + a2 * v2[d] + b1 * v3[d] + b2 * v4[d])
-                    + (c1 * v5[d] + c2 * v6[d] + e1 * v7[d] + e2 * v8[d])
-                )  # fmt: skip
-    for t in range(eights, len(values)):
-        _add_value(weights[left:, t], values[t], acc[left:])
-
-
-@register_jitable
-def _add_value(weights: Floats, value: Floats, acc: Floats) -> None:
-    for g in range(len(acc)):
-        into, a = acc[g], weights[g]
-        for d in range(len(into)):
-            into[d] += a * value[d]
-
-
-@register_jitable
-def _finish(acc: Floats, peak: Floats, total: Floats, out: Floats, lse: Floats) -> None:
-    for g in range(len(acc)):
-        lse[g] = (peak[g] + np.log2(total[g])) * LN_2 if total[g] > 0 else -np.inf
-        share = 1 / total[g] if total[g] > 0 else np.float32(0)
-        for d in range(acc.shape[1]):
-            out[g, d] = acc[g, d] * share
+def _next_tile(
+    start: int, end: int, pages: Ints, page_size: int, key_strides: Strides, value_strides: Strides, at: Ints
+) -> Any:
+    """How many of the tokens from `start` to `end` come next, and where their keys and values lie."""
+    count = min(TILE, end - start, page_size - start % page_size)
+    if count > 0:
+        page, slot = pages[start // page_size], start % page_size
+        for t in range(count):
+            at[0, t] = page * key_strides[0] + (slot + t) * key_strides[1]
+            at[1, t] = page * value_strides[0] + (slot + t) * value_strides[1]
+    return count

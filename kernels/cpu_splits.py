@@ -4,15 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headway.kernels.cpu_attend import LOG2_E, Floats
 from headway.kernels.cpu_compile import flat
-from headway.kernels.cpu_workers import share_out
+from headway.kernels.cpu_tile import LOG2_E, Floats
+from headway.kernels.cpu_workers import share_out, threads
 
-SHARED_NUMBERS = 4 * 1024 * 1024  # of keys and values: below, threads cost more than they save
+SHARED_NUMBERS = 2 * 1024 * 1024  # of keys and values: below, threads cost more than they save
 
 
 def grouped(query: Tensor, lanes: int) -> NDArray[Any]:
@@ -38,7 +37,7 @@ def in_splits(
     attend: Callable[[int, int, Floats, Floats], None], numbers: int, shape: tuple[int, ...]
 ) -> tuple[Floats, Floats]:
     """Results `shape` and `shape[:-1]` of `attend(split, splits, out, lse)`, which reads so many numbers."""
-    splits = torch.get_num_threads() if numbers >= SHARED_NUMBERS else 1
+    splits = threads() if numbers >= SHARED_NUMBERS else 1
     out, lse = np.empty((splits, *shape), np.float32), np.empty((splits, *shape[:-1]), np.float32)
     if splits == 1:
         attend(0, 1, out, lse)

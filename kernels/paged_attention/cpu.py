@@ -1,8 +1,8 @@
 """paged_attention on a CPU: PyTorch's own flash kernel over the cache where it lies, parts merged by lse.
 
-Chosen by measurement over explicit matmul + softmax tiles (0.6-0.8 of its rate; `cpu_tiled.py` keeps them for
-softcap and for values of another head size) and over one masked call (0.75-0.9): prefix without mask + causal
-diagonal.
+Decodes have a compiled kernel of their own. For chunks, PyTorch's was chosen by measurement over explicit
+matmul + softmax tiles (0.6-0.8 of its rate; `cpu_tiled.py` keeps them for softcap and for values of another
+head size) and over one masked call (0.75-0.9): prefix without mask + causal diagonal.
 """
 
 from functools import lru_cache
@@ -18,7 +18,6 @@ from headway.kernels.paged_attention.cpu_tiled import attend_tiled
 from headway.kernels.paged_attention.merging import add_part, add_sinks
 from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
 
-LONG_DECODE = 4096  # keys side by side that PyTorch's kernel reads as fast as a compiled loop, or faster
 WINDOW_TILE = 64  # queries that share one band of keys: small tiles waste less of a short window
 
 
@@ -26,17 +25,15 @@ def paged_attention(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan,
     scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, out: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    kv = CpuCache(key_cache, value_cache)
-    tiled = softcap is not None or not kv.same_dim
-    # PyTorch's kernel has work for a thread per KV head.
-    flash = kv.cost.in_place and not tiled and kv.num_kv_heads >= torch.get_num_threads()
-    decodes, chunks = plan.memo(("cpu", window, flash), lambda: _kinds(plan, window, flash))
+    decodes, chunks = plan.memo("cpu", lambda: _kinds(plan))
     if not chunks:  # what a decode step is
         decoded, lse = attend_decodes(
             query, key_cache, value_cache, plan, decodes, scale, window, softcap, sinks
         )  # fmt: skip
         return (decoded.to(query.dtype) if out is None else out.copy_(decoded)), lse
 
+    kv = CpuCache(key_cache, value_cache)
+    tiled = softcap is not None or not kv.same_dim
     dtype, query = query.dtype, kv.widen(query)
     if out is None:
         out = torch.empty((*query.shape[:2], kv.value_dim), dtype=dtype)
@@ -59,18 +56,10 @@ def paged_attention(
     return out, lse
 
 
-def _kinds(plan: AttentionPlan, window: int | None, flash: bool) -> tuple[Numbers, list[int]]:
-    """The sequences that decode, and those that bring longer chunks or are as good as one."""
-    chunks = [
-        b
-        for b, (q_len, kv_len) in enumerate(zip(plan.host_q_lens, plan.host_kv_lens, strict=True))
-        if q_len > 1 or (flash and min(kv_len, window or kv_len) >= LONG_DECODE and _adjacent(plan, b))
-    ]
-    return np.setdiff1d(np.arange(len(plan.host_q_lens)), chunks), chunks
-
-
-def _adjacent(plan: AttentionPlan, b: int) -> bool:
-    return bool((np.diff(plan.host_tables[b]) == 1).all())
+def _kinds(plan: AttentionPlan) -> tuple[Numbers, list[int]]:
+    """The sequences that decode, and those that bring longer chunks."""
+    lengths = np.array(plan.host_q_lens)
+    return np.flatnonzero(lengths == 1), np.flatnonzero(lengths > 1).tolist()
 
 
 def _flash(

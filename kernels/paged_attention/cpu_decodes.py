@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headway.kernels.cpu_attend import Floats, attend_all
+from headway.kernels.cpu_attend import attend_all
 from headway.kernels.cpu_pages import page_tables, strided
 from headway.kernels.cpu_splits import grouped, in_splits, query_factor, sink_rows
+from headway.kernels.cpu_tile import Floats
 from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
 
 

@@ -1,7 +1,5 @@
 """StepThreads: which steps one thread computes, and that all threads are there again afterwards."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
@@ -18,10 +16,8 @@ def _two_threads():
     torch.set_num_threads(before)
 
 
-def batch(*spans, decode=None):
-    return Batch(
-        tuple(Chunk(SimpleNamespace(decode=decode), start, end - start, samples=True) for start, end in spans)
-    )
+def batch(*spans):
+    return Batch(tuple(Chunk(None, start, end - start, samples=True) for start, end in spans))
 
 
 SMALL, LARGE = nn.Linear(64, 64, device="meta"), nn.Linear(2048, 2048, device="meta")
@@ -38,9 +34,9 @@ FEWEST = LEAST_SHARED // SMALL.weight.numel() + 1
         (LARGE, batch((5, 6)), 2),
         (nn.Sequential(SMALL, LARGE), batch((5, 6)), 2),
         (nn.LayerNorm(8), batch((5, 6)), 2),
-        (SMALL, batch((5, 6), (LONG_CONTEXT - 2, LONG_CONTEXT - 1)), 1),
-        (SMALL, batch((5, 6), (LONG_CONTEXT - 1, LONG_CONTEXT)), 2),
-        (SMALL, batch((LONG_CONTEXT, LONG_CONTEXT + 1), decode="a method"), 1),
+        (SMALL, batch((5, 6), (LONG_CONTEXT - 3, LONG_CONTEXT - 1)), 1),
+        (SMALL, batch((5, 6), (LONG_CONTEXT - 2, LONG_CONTEXT)), 2),
+        (SMALL, batch((LONG_CONTEXT, LONG_CONTEXT + 1)), 1),
     ],
 )
 def test_threads_of_a_step(model, step, expected):

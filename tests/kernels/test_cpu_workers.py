@@ -5,7 +5,8 @@ import threading
 import pytest
 import torch
 
-from headway.kernels.cpu_workers import share_out
+from headway.kernels.cpu_workers import compute_alone, share_out
+from headway.kernels.cpu_workers import threads as sharing
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
@@ -47,3 +48,16 @@ def test_results_of_inference_mode_may_be_written():
         out = torch.zeros(8)
         share_out(lambda items: out[items.start : items.stop].add_(1), range(8))
     assert out.tolist() == [1.0] * 8
+
+
+def test_work_is_shared_while_pytorch_computes_alone(threads):
+    compute_alone(True)
+    try:
+        assert (torch.get_num_threads(), sharing()) == (1, threads)
+        parts = []
+        share_out(parts.append, range(8))
+        assert len(parts) == threads
+        assert torch.get_num_threads() == 1
+    finally:
+        compute_alone(False)
+    assert (torch.get_num_threads(), sharing()) == (threads, threads)

@@ -47,7 +47,7 @@ def test_one_sequence_with_full_lists(unit, num_lists, length):
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (7, 1), (2, 2)], ids=str)
-@pytest.mark.parametrize("dim", [24, 64, 256])
+@pytest.mark.parametrize("dim", [20, 24, 64, 256])
 @pytest.mark.usefixtures("version")
 def test_heads_and_head_sizes(heads, dim):
     for num_lists in {1, *heads}:
