@@ -21,10 +21,10 @@ LN_2 = np.float32(0.6931471805599453)
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-Rows = tuple[Any, Ints, int]  # a flat array, where its rows begin, and what is to be added to that
-Tile = tuple[
-    Floats, Floats, Floats, Ints, Ints
-]  # scores; widened keys and values; where the rows of these begin
+# A flat array, where its rows begin, and what is to be added to that.
+Rows = tuple[Any, Ints, int]
+# Scores; widened keys and values; where the rows of these begin.
+Tile = tuple[Floats, Floats, Floats, Ints, Ints]
 
 
 @register_jitable
@@ -150,7 +150,7 @@ def _cap(scores: Floats, softcap: np.float32) -> None:
 
 @register_jitable
 def _highest(scores: Floats, floor: np.float32) -> np.float32:
-    """Eight at a time: one running maximum would make each comparison wait for the one before."""
+    """Of `floor` and all scores; with one running maximum each comparison would wait for the one before."""
     a = b = c = d = e = f = g = h = floor
     whole = len(scores) // 8 * 8
     for t in range(0, whole, 8):
