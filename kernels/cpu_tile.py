@@ -80,7 +80,7 @@ def begin(sinks: Floats, head: int, split: int, acc: Floats, peak: Floats, total
             acc[g, d] = 0
 
 
-@register_jitable
+@register_jitable(inline="always")
 def attend_tile(
     query: Floats, keys: Rows, values: Rows, count: int, softcap: np.float32, tile: Tile, acc: Floats,
     peak: Floats, total: Floats, next_keys: Rows, next_values: Rows, coming: int,
@@ -122,7 +122,7 @@ def _bring(rows: Rows, first: int, last: int, size: int) -> None:
             prefetch(numbers, at[row] + offset + d)  # type: ignore[call-arg]
 
 
-@register_jitable
+@register_jitable(inline="always")
 def _score(query: Floats, keys: Rows, count: int, scores: Floats, next_keys: Rows, coming: int) -> None:
     group, dim = query.shape
     whole = dim // LANES * LANES
