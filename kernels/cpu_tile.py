@@ -99,17 +99,13 @@ def attend_tile(
         if softcap > 0:
             _cap(mine, softcap)
         highest = _highest(mine, before)
-        mass = np.float32(0)
-        for t in range(count):
-            mine[t] = exp2(mine[t] - highest)
-            mass += mine[t]
         if highest > before:
             shrink, into = exp2(before - highest), acc[g]
             total[g] *= shrink
             peak[g] = highest
             for d in range(value_dim):
                 into[d] *= shrink
-        total[g] += mass
+        total[g] += _powers(mine, highest)
     _add_values(scores, wide_values, count, acc, next_values, coming)
 
 
@@ -163,6 +159,16 @@ def _highest(scores: Floats, floor: np.float32) -> np.float32:
     for t in range(whole, len(scores)):
         a = max(a, scores[t])
     return max(max(max(a, b), max(c, d)), max(max(e, f), max(g, h)))
+
+
+@register_jitable
+def _powers(scores: Floats, highest: np.float32) -> np.float32:
+    """Make powers of two of them, the highest of which is 1, and sum these up."""
+    mass = np.float32(0)
+    for t in range(len(scores)):
+        scores[t] = exp2(scores[t] - highest)
+        mass += scores[t]
+    return mass
 
 
 @register_jitable
