@@ -1,7 +1,7 @@
 """Routing by heads and layers on needle, alone and together with our own methods, in one run.
 
     python -m benchmarks.heads [--quick] [--json FILE] [--context N]… [--profile KIND]…
-        [--sparsity S]… [--task T]… [--count N]
+        [--sparsity S]… [--question near|all] [--task T]… [--count N]
 
 Each row is a way to serve: a share of the KV heads, by a profile in configs/profiles/needle, reads sinks and
 window only, the others everything or what `headway` chooses, in prefill and in decode. Answers are decoded
@@ -58,7 +58,9 @@ class Serving:
     tallies: dict[str, Tally] = field(default_factory=dict)
 
 
-def serving(loaded: LoadedModel, methods: str, profile: str = "", sparsity: float = 0.0) -> Serving:
+def serving(
+    loaded: LoadedModel, methods: str, profile: str = "", sparsity: float = 0.0, question: str = "near"
+) -> Serving:
     """`methods`, dense or headway, for the heads that a profile does not let stream."""
     name = methods if not profile else f"{profile} {sparsity:g}, {methods}"
     if methods == "dense" and not profile:
@@ -68,7 +70,8 @@ def serving(loaded: LoadedModel, methods: str, profile: str = "", sparsity: floa
     decodes = DECODE.make(DECODE.parse(steps))
     routes = None
     if profile:
-        routes = head_routes(HeadsConfig(profile=str(PROFILES / profile), sparsity=sparsity), loaded)
+        section = {"profile": str(PROFILES / profile), "sparsity": sparsity, "question": question}
+        routes = head_routes(HeadsConfig.model_validate(section), loaded)
         if routes is not None:
             reads, decodes = RoutedPrefill(reads, routes), RoutedDecode(decodes, routes)
     for method in (reads, decodes):
@@ -163,6 +166,7 @@ def main(
     sampled: Annotated[int, typer.Option(min=2, help="Chunks that are timed.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="How often those are timed.")] = 3,
     whole_up_to: Annotated[int, typer.Option(help="Longest haystack that each way reads.")] = 32_768,
+    question: Annotated[str, typer.Option(help="What heads that stream read for it: near or all.")] = "near",
     peer_seconds: Annotated[
         float, typer.Option(min=0, help="Time for each run of OpenVINO GenAI; 0: without it.")
     ] = 0.0,
@@ -181,8 +185,8 @@ def main(
     loaded = load(ModelConfig(name="needle", dtype="float32"))
     wanted = [(kind, share) for kind in profiles for share in sparsities]
     methods = [serving(loaded, "dense"), serving(loaded, "headway")]
-    methods += [serving(loaded, "dense", *one) for one in wanted]
-    methods += [serving(loaded, "headway", kind, max(sparsities)) for kind in profiles]
+    methods += [serving(loaded, "dense", *one, question) for one in wanted]
+    methods += [serving(loaded, "headway", kind, max(sparsities), question) for kind in profiles]
     kept = frozenset().union(
         *(each.sidecars() for one in methods for each in (one.prefill, one.decode) if each)
     )

@@ -48,6 +48,9 @@ class HeadsConfig(Section):
     window_size: PositiveCount = Field(
         256, description="Latest tokens, which they always read; in prefill, those before a tile."
     )
+    question: Literal["near", "all"] = Field(
+        "near", description="What they read for a prompt's last `dense_tail` tokens: no more, or everything."
+    )
 
 
 class LayersConfig(Section):
@@ -104,5 +107,10 @@ class RecipeConfig(Section):
         if self.memory.streaming_heads == "drop" and self.heads is None:
             raise WrongKeys(
                 "memory.streaming_heads: drop needs recipe.heads, which says what heads always stream"
+            )
+        if self.memory.streaming_heads == "drop" and self.heads is not None and self.heads.question == "all":
+            raise WrongKeys(
+                "memory.streaming_heads: drop leaves heads that stream nothing that a question could read "
+                "beyond sinks and window: use heads.question: near, or keep"
             )
         return self

@@ -78,12 +78,14 @@ class RoutedPrefill(PrefillMethod[Any]):
         self.row_local = own.row_local
         self._own, self._routes = own, routes
         self._dense = prefill_dense.Method(prefill_dense.Settings())
-        self._streaming = _WithoutTail(
+        streaming = prefill_streaming.Method if routes.question_reads_all else _WithoutTail
+        self._streaming = streaming(
             prefill_streaming.Settings(
                 sink_size=routes.sink_size,
                 window_size=routes.window_size,
                 tile=own.settings.tile,
                 dense_below=own.settings.dense_below,
+                dense_tail=own.settings.dense_tail,
             )
         )
 

@@ -37,7 +37,14 @@ def head_routes(config: HeadsConfig | None, loaded: LoadedModel) -> HeadRoutes |
         streaming = streaming_heads(scores, loaded.specs, config.sparsity)
     except ValueError as error:
         raise ConfigError(f"{field}: {config.profile}: {error}") from error
-    return HeadRoutes(loaded.specs, streaming, config.sink_size, config.window_size) or None
+    routes = HeadRoutes(
+        loaded.specs,
+        streaming,
+        config.sink_size,
+        config.window_size,
+        question_reads_all=config.question == "all",
+    )
+    return routes or None
 
 
 def streaming_heads(

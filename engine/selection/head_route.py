@@ -33,6 +33,7 @@ class HeadRoutes:
 
     Attributes:
         sink_size, window_size: tokens that those read.
+        question_reads_all: whether they read everything for a prompt's last tokens, its `dense_tail`.
         identity: what tells these routes from others, as JSON holds it.
     """
 
@@ -42,12 +43,16 @@ class HeadRoutes:
         streaming: Mapping[int, Collection[int]],
         sink_size: int,
         window_size: int,
+        *,
+        question_reads_all: bool = False,
     ) -> None:
         self.sink_size, self.window_size = sink_size, window_size
+        self.question_reads_all = question_reads_all
         self.identity: dict[str, Any] = {
             "streaming": {layer: sorted(heads) for layer, heads in sorted(streaming.items()) if heads},
             "sink_size": sink_size,
             "window_size": window_size,
+            "question_reads_all": question_reads_all,
         }
         self._specs, self._streaming = specs, streaming
         self._runs = {spec.layer_idx: tuple(_runs(spec, streaming.get(spec.layer_idx, ()))) for spec in specs}
@@ -70,7 +75,9 @@ class HeadRoutes:
             layer: range(spec.num_kv_heads - len(self.streaming(spec)), spec.num_kv_heads)
             for layer, spec in layers.items()
         }
-        return HeadRoutes(specs, moved, self.sink_size, self.window_size)
+        return HeadRoutes(
+            specs, moved, self.sink_size, self.window_size, question_reads_all=self.question_reads_all
+        )
 
 
 def of_heads(spec: LayerSpec, kv_heads: slice) -> tuple[LayerSpec, slice]:

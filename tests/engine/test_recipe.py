@@ -47,6 +47,11 @@ STREAMING = {"method": "streaming", "dense_tail": 100}
         ({"layers": {"router": "r"}, "heads": {"profile": "p"}}, ["recipe.layers: ", "leave out one"]),
         ({"memory": {"streaming_heads": "drop"}}, ["recipe.memory.streaming_heads: ", "recipe.heads"]),
         ({"memory": {"streaming_heads": "lose"}}, ["recipe.memory.streaming_heads", "'keep' or 'drop'"]),
+        (
+            {"memory": {"streaming_heads": "drop"}, "heads": {"profile": "p", "question": "all"}},
+            ["recipe.memory.streaming_heads: ", "heads.question: near"],
+        ),
+        ({"heads": {"profile": "p", "question": "some"}}, ["recipe.heads.question", "'near' or 'all'"]),
         ({"requests": {"methods": ["dens"]}}, ["recipe.requests.methods", "'dense'"]),
         ({"requests": {"prefill_methods": ["quest"]}}, ["recipe.requests.prefill_methods", "'quest'"]),
         ({"requests": {"prefil_methods": []}}, ["recipe.requests.prefil_methods", "'prefill_methods'"]),

@@ -42,7 +42,7 @@ from .test_prefill_matrix import SMALL as SMALL_PREFILL
 from .test_prefill_matrix import made as make_prefill
 from .test_prefill_serving import PROMPT, Served, assert_close, engine_of, serve
 
-SINKS, WINDOW = 3, 10
+SINKS, WINDOW, TAIL = 3, 10, 5
 HALF = {0: (1,), 1: (0,)}
 """Of two layers with two KV heads each, one of each."""
 SMALL = {"dense_below": 16, "dense_tail": 8, "tile": 16}
@@ -53,9 +53,12 @@ BASES = torch.linalg.qr(randn(4, 16, 16, seed=3)).Q[..., :4]
 
 
 def routes(
-    loaded: LoadedModel, streaming: Mapping[int, Collection[int]] = HALF, window: int = WINDOW
+    loaded: LoadedModel,
+    streaming: Mapping[int, Collection[int]] = HALF,
+    window: int = WINDOW,
+    question_reads_all: bool = False,
 ) -> HeadRoutes:
-    return HeadRoutes(loaded.specs, streaming, SINKS, window)
+    return HeadRoutes(loaded.specs, streaming, SINKS, window, question_reads_all=question_reads_all)
 
 
 def routed_prefill(loaded: LoadedModel, own: PrefillMethod | None = None, **wanted: Any) -> RoutedPrefill:
@@ -153,6 +156,23 @@ def test_in_prefill_streaming_heads_read_sinks_and_window_to_the_end(streaming, 
     expected = torch.stack([near if head // 2 in streaming else causal for head in range(4)]).double()
     torch.testing.assert_close(counts, expected, atol=1e-3, rtol=0)
     assert pairs == expected.sum()
+
+
+@pytest.mark.parametrize("length", [TAIL - 1, TILE + 1, 3 * TILE + 7])
+def test_a_question_may_read_all(length):
+    query, key = randn(length, 4, 16), randn(length, 2, 16, seed=1)
+    settings = prefill_dense.Settings(dense_below=0, tile=TILE, dense_tail=TAIL)
+    method = RoutedPrefill(
+        prefill_dense.Method(settings),
+        HeadRoutes([spec()], {0: {1}}, SINKS, WINDOW, question_reads_all=True),
+    )
+    counts, _ = prefill_layers.read_counts(method, query, key, granules=2)
+    row, place = torch.arange(length)[:, None], torch.arange(length)
+    causal = place <= row
+    tail = prefill_layers.dense_rows(length, settings)[:, None]
+    near = causal & ((place < SINKS) | (place >= row // TILE * TILE - WINDOW) | tail)
+    expected = torch.stack([causal, causal, near, near]).double()
+    torch.testing.assert_close(counts, expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("streaming", [{0}, {1, 2}, {1, 3}, {0, 1, 2, 3}, set()])
@@ -290,9 +310,10 @@ def test_below_the_gates_it_is_the_dense_path(gqa):
         ("flexprefill", "quest"),
     ],
 )
-def test_a_prefix_cache_hit_is_what_would_be_computed(prefill, decode, gqa):
+@pytest.mark.parametrize("question_reads_all", [False, True])
+def test_a_prefix_cache_hit_is_what_would_be_computed(prefill, decode, question_reads_all, gqa):
     own = make_prefill(prefill, **SMALL_PREFILL | OWN_SMALL.get(prefill, {}) | SMALL)
-    method = routed_prefill(gqa, own)
+    method = routed_prefill(gqa, own, question_reads_all=question_reads_all)
     select = routed_decode(gqa, None if decode == "dense" else make_decode(decode, gqa))
     longer = PROMPT + prompt(60, seed=9)
     cold = alone(gqa, method, select, longer)
@@ -310,6 +331,7 @@ def test_other_routes_share_nothing(gqa):
         "b": routed_prefill(gqa, streaming={0: (1,), 1: (1,)}),
         "c": routed_prefill(gqa, window=11),
         "d": prefill_streaming.Method(prefill_streaming.Settings(**SMALL)),
+        "e": routed_prefill(gqa, question_reads_all=True),
     }
     engine = engine_of(gqa, methods)
     for request_id in ("dense", *methods):
