@@ -1,7 +1,7 @@
 """Routing by heads and layers on needle, alone and together with our own methods, in one run.
 
     python -m benchmarks.heads [--quick] [--json FILE] [--context N]… [--profile KIND]…
-        [--sparsity S]… [--question near|all] [--task T]… [--count N]
+        [--sparsity S]… [--question near|all] [--budget N] [--task T]… [--count N]
 
 Each row is a way to serve: a share of the KV heads, by a profile in configs/profiles/needle, reads sinks and
 window only, the others everything or what `headway` chooses, in prefill and in decode. Answers are decoded
@@ -59,14 +59,20 @@ class Serving:
 
 
 def serving(
-    loaded: LoadedModel, methods: str, profile: str = "", sparsity: float = 0.0, question: str = "near"
+    loaded: LoadedModel,
+    methods: str,
+    profile: str = "",
+    sparsity: float = 0.0,
+    *,
+    question: str = "near",
+    budget: int = 512,
 ) -> Serving:
     """`methods`, dense or headway, for the heads that a profile does not let stream."""
     name = methods if not profile else f"{profile} {sparsity:g}, {methods}"
     if methods == "dense" and not profile:
         return Serving(name, None, None)
     reads = PREFILL.make(PREFILL.parse({"method": methods, "dense_below": 2048}))
-    steps = {"method": methods, "dense_below": 0} | ({"budget": 512} if methods == "headway" else {})
+    steps = {"method": methods, "dense_below": 0} | ({"budget": budget} if methods == "headway" else {})
     decodes = DECODE.make(DECODE.parse(steps))
     routes = None
     if profile:
@@ -166,6 +172,7 @@ def main(
     sampled: Annotated[int, typer.Option(min=2, help="Chunks that are timed.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="How often those are timed.")] = 3,
     whole_up_to: Annotated[int, typer.Option(help="Longest haystack that each way reads.")] = 32_768,
+    budget: Annotated[int, typer.Option(help="Tokens that headway reads per KV head and step.")] = 512,
     question: Annotated[str, typer.Option(help="What heads that stream read for it: near or all.")] = "near",
     peer_seconds: Annotated[
         float, typer.Option(min=0, help="Time for each run of OpenVINO GenAI; 0: without it.")
@@ -184,9 +191,12 @@ def main(
         profiles, sparsities = ["layers"], [0.5, 0.8]
     loaded = load(ModelConfig(name="needle", dtype="float32"))
     wanted = [(kind, share) for kind in profiles for share in sparsities]
-    methods = [serving(loaded, "dense"), serving(loaded, "headway")]
-    methods += [serving(loaded, "dense", *one, question) for one in wanted]
-    methods += [serving(loaded, "headway", kind, max(sparsities), question) for kind in profiles]
+    methods = [serving(loaded, "dense"), serving(loaded, "headway", budget=budget)]
+    methods += [serving(loaded, "dense", *one, question=question) for one in wanted]
+    methods += [
+        serving(loaded, "headway", kind, max(sparsities), question=question, budget=budget)
+        for kind in profiles
+    ]
     kept = frozenset().union(
         *(each.sidecars() for one in methods for each in (one.prefill, one.decode) if each)
     )

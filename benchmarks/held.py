@@ -19,7 +19,7 @@ def kv_bytes_ratio(
     chunk: int,
 ) -> float:
     """Bytes of all KV of a prompt over what is held of it once it is read and the first token follows."""
-    if routes is None:
+    if routes is None or routes.question_reads_all:  # such a question needs all KV
         return 1.0
     layout = cache_layout(routes, loaded.specs, loaded.device, drop=True)
     submit = Submit(request_id="a", prompt=[0] * context, sampling=SamplingParams(max_tokens=2))
