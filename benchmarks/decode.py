@@ -63,8 +63,8 @@ def measure(session: Session, context: int, found: list[Variant], plan: Plan) ->
     plain = statistics.fmean(generate_seconds(session, prompt, plan.steps))
     dense = greedy(session, prompt, None, plan.steps)
     yield row("dense", 0, context, dense, dense, plain, Tally(1, 1))
-    if plan.peer_seconds:
-        yield from openvino(context, prompt, dense, plan)
+    for peer in openvino_runs.decode_rows(context, prompt, plan.steps, dense.step_seconds, plan.peer_seconds):
+        yield peer | {"budget": 0}
     for variant, tally in tallies.items():
         if not (variant.method.sees_all and context > SEES_ALL_CONTEXT):
             timed = greedy(session, prompt, variant.method, plan.steps)
@@ -78,18 +78,6 @@ def measure(session: Session, context: int, found: list[Variant], plan: Plan) ->
                 "accuracy_vs_dense": round(tally.right / tally.dense, 3) if tally.dense else None,
                 "right": f"{tally.right} : {tally.dense}",
             }
-
-
-def openvino(context: int, prompt: list[int], dense: Steps, plan: Plan) -> Iterator[dict[str, Any]]:
-    """OpenVINO GenAI's decoding behind the same prompt."""
-    for name, seconds in openvino_runs.decode_steps(prompt, plan.steps, plan.peer_seconds):
-        yield {
-            "method": name,
-            "context": context,
-            "budget": 0,
-            "step_ratio_vs_dense": round(dense.step_seconds / seconds, 2),
-            "step_ms": round(1000 * seconds, 2),
-        }
 
 
 def row(

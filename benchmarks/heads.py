@@ -142,13 +142,7 @@ def measure(
             ),
             "step_ms": round(1000 * taken.step_seconds, 2),
         }
-    for name, seconds in openvino_runs.decode_steps(prompt, steps, peer_seconds) if peer_seconds else ():
-        yield {
-            "method": name,
-            "context": context,
-            "step_ratio_vs_dense": round(timed[0].step_seconds / seconds, 2),
-            "step_ms": round(1000 * seconds, 2),
-        }
+    yield from openvino_runs.decode_rows(context, prompt, steps, timed[0].step_seconds, peer_seconds)
 
 
 def ratio(theirs: list[float], ours: list[float]) -> float:

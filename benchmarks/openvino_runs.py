@@ -43,9 +43,16 @@ def run(mode: str, haystacks: Haystacks, limit: float, **job: Any) -> list[dict[
     return [json.loads(line) for line in output.splitlines() if line.startswith(b'{"seconds"')]
 
 
-def decode_steps(prompt: list[int], steps: int, limit: float) -> Iterator[tuple[str, float]]:
-    """Name and seconds a step of each way to decode, behind a prompt, read sparsely for speed."""
+def decode_rows(
+    context: int, prompt: list[int], steps: int, dense_seconds: float, limit: float
+) -> Iterator[dict[str, Any]]:
+    """A row for each way to decode behind a prompt, read sparsely for speed; none without time."""
     haystacks: Haystacks = [(prompt[:-1], [(prompt[-1:], [])])]
-    for name, settings in DECODING.items():
+    for name, settings in DECODING.items() if limit else ():
         for line in run("trishape", haystacks, limit, steps=steps, **settings):
-            yield name, line["step_seconds"]
+            yield {
+                "method": name,
+                "context": context,
+                "step_ratio_vs_dense": round(dense_seconds / line["step_seconds"], 2),
+                "step_ms": round(1000 * line["step_seconds"], 2),
+            }

@@ -104,11 +104,13 @@ class RecipeConfig(Section):
 
     @model_validator(mode="after")
     def _some_stream(self) -> Self:
-        if self.memory.streaming_heads == "drop" and self.heads is None:
+        if self.memory.streaming_heads == "keep":
+            return self
+        if self.heads is None:
             raise WrongKeys(
                 "memory.streaming_heads: drop needs recipe.heads, which says what heads always stream"
             )
-        if self.memory.streaming_heads == "drop" and self.heads is not None and self.heads.question == "all":
+        if self.heads.question == "all":
             raise WrongKeys(
                 "memory.streaming_heads: drop leaves heads that stream nothing that a question could read "
                 "beyond sinks and window: use heads.question: near, or keep"
