@@ -12,7 +12,7 @@ from numba.extending import overload, register_jitable
 from numpy.typing import NDArray
 
 from headway.kernels.cpu_compile import exp2, widen
-from headway.kernels.cpu_vectors import LANES, eight_dots, prefetch
+from headway.kernels.cpu_vectors import LANES, WIDE, add_rows, eight_dots, prefetch
 
 TILE = 64  # tokens that are held at a time
 LINE = 16  # float32 numbers that memory hands over at a time
@@ -124,12 +124,12 @@ def _score(query: Floats, keys: Rows, count: int, scores: Floats, next_keys: Row
     whole = dim // LANES * LANES
     numbers, at, offset = keys
     for g in range(group):
-        mine, into = query[g], scores[g]
         for t in range(0, count, LANES):
             last = min(coming, t + LANES * (g + 1) // group)
             _bring(next_keys, t + LANES * g // group, last, dim)
-            eight_dots(mine, numbers, at, offset, t, whole, into)  # type: ignore[call-arg]
+            eight_dots(query, g * dim, numbers, at, offset, t, whole, scores, g * TILE + t)  # type: ignore[call-arg]
         if whole < dim:
+            mine, into = query[g], scores[g]
             for t in range(count):
                 for d in range(whole, dim):
                     into[t] += mine[d] * numbers[at[t] + offset + d]
@@ -175,34 +175,27 @@ def _powers(scores: Floats, highest: np.float32) -> np.float32:
 def _add_values(
     weights: Floats, values: Rows, count: int, acc: Floats, next_values: Rows, coming: int
 ) -> None:
-    """Four heads and two tokens at a reading of values."""
+    """Two heads at a reading of values, whose channels are summed up in vectors as far as these go."""
     group, dim = acc.shape
     numbers, at, offset = values
-    pairs, fours = count // 2 * 2, group // 4 * 4
-    for g in range(0, fours, 4):
-        w1, w2, w3, w4 = weights[g], weights[g + 1], weights[g + 2], weights[g + 3]
-        one, two, three, four = acc[g], acc[g + 1], acc[g + 2], acc[g + 3]
-        for t in range(0, pairs, 2):
-            if g == 0:
-                _bring(next_values, t, min(t + 2, coming), dim)
-            p, q = at[t] + offset, at[t + 1] + offset
-            v1, v2 = numbers[p : p + dim], numbers[q : q + dim]
-            a1, b1, c1, e1 = w1[t], w2[t], w3[t], w4[t]
-            a2, b2, c2, e2 = w1[t + 1], w2[t + 1], w3[t + 1], w4[t + 1]
-            for d in range(dim):
-                one[d] += a1 * v1[d] + a2 * v2[d]
-                two[d] += b1 * v1[d] + b2 * v2[d]
-                three[d] += c1 * v1[d] + c2 * v2[d]
-                four[d] += e1 * v1[d] + e2 * v2[d]
-        for t in range(pairs, count):
-            p = at[t] + offset
-            _add_value(weights[g : g + 4, t], numbers[p : p + dim], acc[g : g + 4])
-    if fours < group:
-        for t in range(count):
-            if fours == 0:
-                _bring(next_values, t, min(t + 1, coming), dim)
-            p = at[t] + offset
-            _add_value(weights[fours:, t], numbers[p : p + dim], acc[fours:])
+    pairs, whole = group // 2 * 2, dim // WIDE * WIDE
+    for first in range(0, count, LINE):
+        end = min(first + LINE, count)
+        _bring(next_values, first, min(end, coming), dim)
+        for d in range(0, whole, WIDE):
+            for g in range(0, pairs, 2):
+                add_rows(  # type: ignore[call-arg]
+                    weights, (g * TILE, g * TILE + TILE), numbers, at, offset + d, first, end, acc,
+                    (g * dim + d, g * dim + dim + d),
+                )  # fmt: skip
+            if pairs < group:
+                last = pairs * dim + d
+                alone = (pairs * TILE,)
+                add_rows(weights, alone, numbers, at, offset + d, first, end, acc, (last,))  # type: ignore[call-arg]
+        if whole < dim:
+            for t in range(first, end):
+                p = at[t] + offset + whole
+                _add_value(weights[:, t], numbers[p : p + dim - whole], acc[:, whole:])
 
 
 @register_jitable

@@ -3,11 +3,13 @@
 from typing import Any
 
 import numpy as np
+from numba.extending import register_jitable
 from torch import Tensor
 
 from headway.kernels.cpu_compile import compiled
 from headway.kernels.cpu_pages import page_tables, strided
 from headway.kernels.cpu_scores import ROWS, Floats, Part, Strides, group_queries, score_in_parts, score_rows
+from headway.kernels.cpu_vectors import LANES
 from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
 from headway.kernels.unit_scores import Reduction
 
@@ -42,17 +44,30 @@ def _score(
     a sequence that is not wanted. out holds -inf.
     """
     step = max(1, ROWS // units)  # pages
-    at = np.empty(step * units, np.int64)
+    places, next_places = np.empty((2, -(-step * units // LANES) * LANES), np.int64)
+    room = np.empty((query.shape[2], len(places)), np.float32)
     for row in range(len(starts)):
         own, into = query[row], out[row]
         start, end = starts[row], starts[row] - (-kv_lens[row] // page_size)
         scored = -(-kv_lens[row] * units // page_size)
-        last = min(part[1], end)
-        for first in range(max(part[0], start), last, step):
-            count = 0
-            for page in pages[first : min(first + step, last)]:
-                for slot in range(units):
-                    at[count] = page * strides[0] + slot * strides[1]
-                    count += 1
-            place = (first - start) * units
-            score_rows(own, table, at[: min(count, scored - place)], strides[2], softcap, into, place)
+        first, last = max(part[0], start), min(part[1], end)
+        count = _places(pages[first : min(first + step, last)], units, strides, places)
+        while count:
+            place, first = (first - start) * units, first + step
+            coming = _places(pages[first : min(first + step, last)], units, strides, next_places)
+            score_rows(
+                own, table, places, min(count, scored - place), next_places, coming, strides[2], softcap,
+                room, into, place,
+            )  # fmt: skip
+            places, next_places, count = next_places, places, coming
+
+
+@register_jitable
+def _places(pages: Numbers, units: int, strides: Strides, places: Numbers) -> int:
+    """Where the first head of each unit begins; how many there are."""
+    count = 0
+    for page in pages:
+        for slot in range(units):
+            places[count] = page * strides[0] + slot * strides[1]
+            count += 1
+    return count
