@@ -98,7 +98,7 @@ def attend_tile(
         mine, before = scores[g, :count], peak[g]
         if softcap > 0:
             _cap(mine, softcap)
-        highest = _highest(mine, before)
+        highest = highest_of(mine, before)
         if highest > before:
             shrink, into = exp2(before - highest), acc[g]
             total[g] *= shrink
@@ -145,7 +145,7 @@ def _cap(scores: Floats, softcap: np.float32) -> None:
 
 
 @register_jitable
-def _highest(scores: Floats, floor: np.float32) -> np.float32:
+def highest_of(scores: Floats, floor: np.float32) -> np.float32:
     """Of `floor` and all scores; with one running maximum each comparison would wait for the one before."""
     a = b = c = d = e = f = g = h = floor
     whole = len(scores) // 8 * 8

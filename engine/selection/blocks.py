@@ -39,10 +39,12 @@ def pooled_scores(
     """
     tokens, heads, dim = query.shape
     tiles = -(-tokens // tile)
-    rows = pad(query.float(), (0, 0, 0, 0, 0, tiles * tile - tokens)).view(tiles, tile, heads, dim)
+    rows = query.float()
+    if tokens % tile:
+        rows = pad(rows, (0, 0, 0, 0, 0, tiles * tile - tokens))
     count = torch.full((tiles, 1, 1), tile, device=query.device)
     count[-1] = tokens - (tiles - 1) * tile
-    pooled = (rows.sum(1) * (scale / count)).transpose(0, 1)  # [Hq, tiles, D]
+    pooled = (rows.view(tiles, tile, heads, dim).sum(1) * (scale / count)).transpose(0, 1)  # [Hq, tiles, D]
     group = heads // vectors.shape[1]
     by_group = pooled.reshape(-1, group * tiles, dim) @ vectors.float().permute(1, 2, 0)
     if softcap is not None:

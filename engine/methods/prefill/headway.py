@@ -16,7 +16,6 @@ from typing import Annotated, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn.functional import pad
 
 from headway.engine.methods.prefill.base import PrefillMethod
 from headway.engine.selection.blocks import best_blocks, candidates, pooled_scores, spans_of
@@ -24,6 +23,7 @@ from headway.engine.selection.chunk_view import ChunkView
 from headway.engine.selection.prefill_selection import PrefillSelection
 from headway.engine.selection.prefill_settings import PrefillSettings, gate
 from headway.engine.selection.settings import Count, Positive, ServersOwn
+from headway.kernels.run_mass import run_mass
 
 PIECE = 16_384
 """Keys scored at once, about: what a tile's scores of them take stays in a CPU's cache."""
@@ -69,16 +69,5 @@ class Method(PrefillMethod[Settings]):
         """fp32 [Hq, tiles, blocks] of the keys at [start, stop)."""
         settings, spec = self.settings, chunk.spec
         exact = pooled_scores(query, chunk.keys(start, stop), settings.tile, spec.scale, spec.softcap)
-        self._hide_future(exact, chunk, start, stop)
-        exact = pad(exact, (0, -(stop - start) % settings.block), value=-torch.inf)
-        # One for all blocks: logsumexp takes three times as long.
-        highest = exact.amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).min)
-        sums = (exact - highest).exp_().view(*exact.shape[:2], -1, settings.block).sum(-1)
-        return sums.clamp_min_(torch.finfo(torch.float32).tiny).log_() + highest
-
-    def _hide_future(self, exact: Tensor, chunk: ChunkView, start: int, stop: int) -> None:
-        """No tile's highest score may be that of a key behind its start; such keys are no candidates."""
-        first = min(stop, max(start, chunk.start))
-        keys = torch.arange(first, stop, device=exact.device)
-        future = keys >= chunk.tile_starts(self.settings.tile).unsqueeze(1)
-        exact[..., first - start :].masked_fill_(future, -torch.inf)
+        # No key behind a tile's start may make its run a candidate.
+        return run_mass(exact, settings.block, chunk.tile_starts(settings.tile).long() - start)
