@@ -17,7 +17,8 @@ def run_mass(scores: Tensor, run: int, ends: Tensor) -> Tensor:
 
     scores fp32 `[H, T, N]`, contiguous; ends int64 `[T]`, any numbers: row t counts its keys before ends[t].
 
-    Returns fp32 `[H, T, ceil(N / run)]`, the natural logarithms of the sums; -inf where no key counts.
+    Returns fp32 `[H, T, ceil(N / run)]`, the natural logarithms of the sums; -inf where no key counts. A sum
+    of less than 1e-30 of the exponential of its row's highest score may be taken for up to as much.
 
     Raises ValueError when an argument does not fit the others; nothing here makes the host wait for a GPU.
     """

@@ -13,14 +13,20 @@ def _version(request, monkeypatch):
 
 
 def check(scores, run, ends):
+    """What is less than 1e-30 of a row's highest, 69 below it as a logarithm, need not be told apart."""
     found = run_mass(scores.clone(), run, ends)
     heads, rows, keys = scores.shape
     assert found.shape == (heads, rows, -(-keys // run))
     for row, end in enumerate(ends.tolist()):
         for i in range(found.shape[2]):
             some = scores[:, row, i * run : max(i * run, min((i + 1) * run, end, keys))].double()
-            expected = some.logsumexp(-1) if some.shape[1] else torch.full((heads,), -torch.inf).double()
-            torch.testing.assert_close(found[:, row, i].double(), expected, atol=1e-5, rtol=1e-6)
+            given = found[:, row, i].double()
+            if not some.shape[1]:
+                assert given.isneginf().all()
+                continue
+            lowest = scores[:, row, :end].amax(-1).double() - 69
+            expected = some.logsumexp(-1).maximum(lowest)
+            torch.testing.assert_close(given.maximum(lowest), expected, atol=2e-5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("keys", [1, 31, 32, 33, 103, 500])
