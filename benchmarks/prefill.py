@@ -18,6 +18,8 @@ what is read over all, mean over layers, heads and some rows of chunks that sele
 needle's own weights, in a process of its own.
 
 `--model llama-1b` times a model of that shape with random weights over random KV; it has no answers.
+
+With `GOMP_SPINCOUNT=5000` in the environment OpenMP's threads wait as in the engine's own process.
 """
 
 import json
