@@ -11,6 +11,7 @@ from headway.engine.attention import PagedStep
 from headway.engine.batch import Batch, Chunk
 from headway.engine.cache import KVCache
 from headway.engine.cache_layout import HeadOrder
+from headway.engine.few_rows import few_row_layers
 from headway.engine.loaded import LoadedModel
 from headway.engine.messages import SelectionUsage
 from headway.engine.norms import fused_norms
@@ -51,6 +52,7 @@ class ModelRunner:
             stack.enter_context(attached(loaded.model))
             stack.enter_context(loaded.rope.attached())
             stack.enter_context(fused_norms(loaded.model))
+            stack.enter_context(few_row_layers(loaded.model))
             stack.enter_context(self._threads.restored())
             self._attached = stack.pop_all()
 

@@ -1,0 +1,44 @@
+"""Linear layers of a CPU that take steps of a few tokens another way, for as long as a model is attached."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from headway.kernels.few_row_linear import few_row_linear, worthwhile_rows
+
+Layer = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def few_row_layers(model: torch.nn.Module) -> Iterator[None]:
+    """Let `Linear`s of `model` multiply few rows by `few_row_linear` where that pays; undone on leaving.
+
+    The weights must not be replaced meanwhile.
+    """
+    found = [module for module in model.modules() if type(module) is torch.nn.Linear and _plain(module)]
+    try:
+        for module in found:
+            vars(module)["forward"] = _layer(module)
+        yield
+    finally:
+        for module in found:
+            vars(module).pop("forward", None)
+
+
+def _plain(module: torch.nn.Linear) -> bool:
+    return "forward" not in vars(module) and len(worthwhile_rows(module.weight)) > 0
+
+
+def _layer(module: torch.nn.Linear) -> Layer:
+    weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+    size, few = weight.shape[1], worthwhile_rows(weight)
+
+    def layer(states: Tensor) -> Tensor:
+        if states.numel() // size in few:
+            return few_row_linear(states, weight, bias)
+        return functional.linear(states, weight, bias)
+
+    return layer
