@@ -16,6 +16,7 @@ from headway.engine.selection.layer_cache import LayerCache
 from headway.engine.selection.plans import Plans
 from headway.engine.selection.selection_step import SelectionStep
 from headway.engine.sidecars import WrittenPages, carries
+from headway.kernels.decode_attention import decode_attention
 from headway.kernels.store_kv import store_kv
 
 
@@ -51,6 +52,8 @@ class PagedStep:
         selection: what is not dense in this batch; None: nothing.
         orders: by `layer_idx`, of layers whose heads lie in another order than the model's.
         streaming: the pages of heads that stream, and each token's cell in them; None: `cache` has all heads.
+        only_decodes: whether every sequence has one token in the batch, and nothing above is out of the
+            ordinary: no latents, sidecars, selection, orders and streaming pages.
     """
 
     specs: tuple[LayerSpec, ...]
@@ -63,12 +66,18 @@ class PagedStep:
     rope_groups: Sequence[tuple[int, torch.Tensor]] = ()
     orders: Mapping[int, HeadOrder] = field(default_factory=dict)
     streaming: tuple[KVCache, torch.Tensor] | None = None
+    only_decodes: bool = False
 
     def attend(self, call: LayerCall) -> torch.Tensor:
         """Write keys, values and sidecars to their pages, then attend over the pages."""
         spec = self.specs[call.layer_idx]
-        order = self.orders.get(spec.layer_idx)
         query, new_key, new_value = rows(call.query), rows(call.key), rows(call.value)
+        if self.only_decodes and spec.owns_cache:
+            return decode_attention(
+                query, new_key, new_value, *self.cache.pages(spec.layer_idx), self.plans.own,
+                scale=spec.scale, window=spec.window, softcap=spec.softcap, sinks=spec.sinks,
+            ).unsqueeze(0)  # fmt: skip
+        order = self.orders.get(spec.layer_idx)
         if order is not None:
             spec = order.spec
             query, new_key, new_value = order.rows(query), order.rows(new_key), order.rows(new_value)

@@ -90,6 +90,12 @@ def listed_units(
         )
 
 
+def window_positive(window: int | None) -> None:
+    """At least one key, or none."""
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, not {window}")
+
+
 def softcap_positive(softcap: float | None) -> None:
     """Above zero, or none."""
     if softcap is not None and softcap <= 0:

@@ -48,7 +48,7 @@ def _compile(function: Kernel, fastmath: Any) -> Kernel:
 def flat(tensor: Tensor) -> NDArray[Any]:
     """The memory of `tensor` from its first number to its last, one-dimensional; bits for 16-bit floats.
 
-    The last dimension must be dense (stride 1). Read elements through `widen`.
+    No stride may be negative. Read elements through `widen`.
     """
     bits = _AS_BITS.get(tensor.dtype)
     if bits is not None:

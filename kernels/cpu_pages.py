@@ -24,6 +24,12 @@ def strided(cache: Tensor) -> tuple[NDArray[Any], tuple[int, int, int]]:
     return flat(cache), (page, unit, head)
 
 
+def rows_of(tensor: Tensor) -> tuple[NDArray[Any], tuple[int, int, int]]:
+    """`flat` memory of `[R, H, D]`, and its strides."""
+    row, head, number = tensor.stride()
+    return flat(tensor), (row, head, number)
+
+
 def page_tables(plan: AttentionPlan) -> PageTables:
     """Worked out once for a batch and all its layers."""
     return plan.memo("cpu pages", lambda: _page_tables(plan))

@@ -62,7 +62,6 @@ def _check(
     if plan.num_tokens != query.shape[0]:
         raise ValueError(f"query has {query.shape[0]} tokens, plan {plan.num_tokens}")
     checks.plan_pages(plan, key_cache)
-    if window is not None and window < 1:
-        raise ValueError(f"window must be at least 1, not {window}")
+    checks.window_positive(window)
     checks.softcap_positive(softcap)
     checks.sink_logits(sinks, query)

@@ -5,7 +5,9 @@ matmul + softmax tiles (0.6-0.8 of its rate; `cpu_tiled.py` keeps them for softc
 head size) and over one masked call (0.75-0.9): prefix without mask + causal diagonal.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +27,9 @@ def paged_attention(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan,
     scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, out: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    decodes, chunks = plan.memo("cpu", lambda: _kinds(plan))
+    decodes, chunks = kinds(plan)
     if not chunks:  # what a decode step is
-        decoded, lse = attend_decodes(
+        decoded, lse = _decodes(
             query, key_cache, value_cache, plan, decodes, scale, window, softcap, sinks
         )  # fmt: skip
         return (decoded.to(query.dtype) if out is None else out.copy_(decoded)), lse
@@ -49,17 +51,24 @@ def paged_attention(
         add_sinks(out, lse, sinks)
     if len(decodes):
         tokens = torch.tensor([plan.host_starts[b] for b in decodes])
-        decoded, lse[tokens] = attend_decodes(
+        decoded, lse[tokens] = _decodes(
             query[tokens], key_cache, value_cache, plan, decodes, scale, window, softcap, sinks
         )  # fmt: skip
         out[tokens] = decoded.to(out.dtype)
     return out, lse
 
 
-def _kinds(plan: AttentionPlan) -> tuple[Numbers, list[int]]:
+def kinds(plan: AttentionPlan) -> tuple[Numbers, list[int]]:
     """The sequences that decode, and those that bring longer chunks."""
-    lengths = np.array(plan.host_q_lens)
+    return plan.memo("cpu kinds", lambda: _kinds(np.array(plan.host_q_lens)))
+
+
+def _kinds(lengths: Numbers) -> tuple[Numbers, list[int]]:
     return np.flatnonzero(lengths == 1), np.flatnonzero(lengths > 1).tolist()
+
+
+def _decodes(*args: Any) -> Iterator[Tensor]:
+    return map(torch.from_numpy, attend_decodes(*args))
 
 
 def _flash(

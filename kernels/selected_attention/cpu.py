@@ -6,7 +6,7 @@ from torch import Tensor
 
 from headway.kernels.cpu_attend import attend_listed
 from headway.kernels.cpu_pages import page_tables, strided
-from headway.kernels.cpu_splits import grouped, in_splits, query_factor, sink_rows
+from headway.kernels.cpu_splits import grouped, in_splits, query_factor, shares_of, sink_rows
 from headway.kernels.cpu_tile import Floats
 from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
 
@@ -27,10 +27,10 @@ def selected_attention(
     (keys, key_strides), (values, value_strides) = strided(key_cache), strided(value_cache)
     lists = indices.contiguous().numpy()
 
-    def attend(split: int, splits: int, new_out: Floats, new_lse: Floats) -> None:
+    def attend(part: slice, split: int, splits: int, new_out: Floats, new_lse: Floats) -> None:
         wrong = attend_listed(
             split, splits, groups, factor, keys, key_strides, values, value_strides, page_size, tables.pages,
-            tables.starts, rows, lists, unit, num_kv_heads, tables.kv_lens, np.float32(softcap or 0.0),
+            tables.starts, rows[part], lists, unit, num_kv_heads, tables.kv_lens, np.float32(softcap or 0.0),
             sink_logits, new_out, new_lse,
         )  # fmt: skip
         if wrong >= 0:
@@ -39,10 +39,10 @@ def selected_attention(
                 f"in a sequence of {tables.kv_lens[wrong]} tokens"
             )
 
-    numbers = len(rows) * lanes * width * unit * (key_dim + value_dim)
+    shares = shares_of(np.full(len(rows), lanes * width * unit * (key_dim + value_dim)))
     new_out, new_lse = (
         torch.from_numpy(new.reshape(len(query), -1, *new.shape[3:]))
-        for new in in_splits(attend, numbers, (*groups.shape[:3], value_dim))
+        for new in in_splits(attend, shares, (*groups.shape[:3], value_dim))
     )
     return _into(out, new_out.to(query.dtype), rows), _into(lse, new_lse, rows)
 

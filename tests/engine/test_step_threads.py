@@ -22,6 +22,7 @@ def batch(*spans):
 
 SMALL, LARGE = nn.Linear(64, 64, device="meta"), nn.Linear(2048, 2048, device="meta")
 FEWEST = LEAST_SHARED // SMALL.weight.numel() + 1
+FEW = nn.Linear(2048, 2048, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,10 @@ FEWEST = LEAST_SHARED // SMALL.weight.numel() + 1
         (LARGE, batch((5, 6)), 2),
         (nn.Sequential(SMALL, LARGE), batch((5, 6)), 2),
         (nn.LayerNorm(8), batch((5, 6)), 2),
+        (nn.Sequential(SMALL, FEW), batch((5, 6)), 2),
+        (nn.Sequential(SMALL, FEW), batch(*[(5, 6)] * 8), 1),
+        (nn.Sequential(SMALL, FEW), batch(*[(5, 6)] * 200), 2),
+        (nn.Sequential(SMALL, FEW), batch(*[(5, 6)] * 7, (LONG_CONTEXT, LONG_CONTEXT + 2)), 2),
         (SMALL, batch((5, 6), (LONG_CONTEXT - 3, LONG_CONTEXT - 1)), 1),
         (SMALL, batch((5, 6), (LONG_CONTEXT - 2, LONG_CONTEXT)), 2),
         (SMALL, batch((LONG_CONTEXT, LONG_CONTEXT + 1)), 1),

@@ -110,6 +110,16 @@ def test_decodes_split_over_threads(batch, monkeypatch, kind):
     batch([(1, 67)], heads=(4, 1), dim=48, value_dim=32, latent=True).check(paged_attention, **given)
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("kind", KINDS)
+def test_decodes_shared_among_threads(batch, monkeypatch, kind):
+    """As many rows as make each thread's share even: whole sequences to a thread."""
+    monkeypatch.setattr(cpu_splits, "SHARED_NUMBERS", 1)
+    batch([(1, 60 + n) for n in (7, 1, 30, 4, 64, 65, 3, 9)], heads=(4, 2)).check(
+        paged_attention, **kind_of(kind, 4)
+    )
+
+
 @pytest.mark.usefixtures("version")
 def test_window_longer_than_the_sequence_is_dense(batch):
     case = batch(MIXED)
