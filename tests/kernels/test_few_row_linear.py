@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from headway.kernels import dispatch
-from headway.kernels.few_row_linear import few_row_linear, worthwhile_rows
+from headway.kernels.few_row_linear import cpu, few_row_linear, worthwhile_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -52,18 +52,11 @@ def test_any_strides():
     check(torch.randn(1, 64).expand(6, 64), torch.randn(12, 64))
 
 
-def test_shared_among_threads(monkeypatch, request):
-    if "reference" in request.node.name:
-        return
-    from headway.kernels.few_row_linear import cpu
-
-    def backwards(work, items):
-        for item in reversed(items):
-            work(range(item, item + 1))
-
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("width", [4, 23, 300, 1030])
+def test_shared_among_threads(monkeypatch, width):
     monkeypatch.setattr(cpu, "SHARED_PRODUCTS", 0)
-    monkeypatch.setattr(cpu, "share_out", backwards)
-    check(torch.randn(6, 64), torch.randn(23, 64))
+    check(torch.randn(6, 64), torch.randn(width, 64))
 
 
 def test_what_is_not_a_number_stays_in_its_row():
