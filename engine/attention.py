@@ -52,8 +52,8 @@ class PagedStep:
         selection: what is not dense in this batch; None: nothing.
         orders: by `layer_idx`, of layers whose heads lie in another order than the model's.
         streaming: the pages of heads that stream, and each token's cell in them; None: `cache` has all heads.
-        only_decodes: whether every sequence has one token in the batch, and nothing above is out of the
-            ordinary: no latents, sidecars, selection, orders and streaming pages.
+        fused: whether keys and values are stored and attended to in one, as they may be where every sequence
+            has one token in the batch and nothing else is to be done: no latents, sidecars, selection, orders.
     """
 
     specs: tuple[LayerSpec, ...]
@@ -66,13 +66,13 @@ class PagedStep:
     rope_groups: Sequence[tuple[int, torch.Tensor]] = ()
     orders: Mapping[int, HeadOrder] = field(default_factory=dict)
     streaming: tuple[KVCache, torch.Tensor] | None = None
-    only_decodes: bool = False
+    fused: bool = False
 
     def attend(self, call: LayerCall) -> torch.Tensor:
         """Write keys, values and sidecars to their pages, then attend over the pages."""
         spec = self.specs[call.layer_idx]
         query, new_key, new_value = rows(call.query), rows(call.key), rows(call.value)
-        if self.only_decodes and spec.owns_cache:
+        if self.fused and spec.owns_cache:
             return decode_attention(
                 query, new_key, new_value, *self.cache.pages(spec.layer_idx), self.plans.own,
                 scale=spec.scale, window=spec.window, softcap=spec.softcap, sinks=spec.sinks,

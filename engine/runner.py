@@ -47,7 +47,8 @@ class ModelRunner:
         self._streaming = streaming
         self._latents = latent.projections(loaded.model)
         self._stacks = Stacks(loaded.device)
-        self._ordinary = not (self._orders or self._latents or cache.sidecars) and streaming is None
+        plain = not (self._orders or self._latents or cache.sidecars) and streaming is None
+        self._fused = plain and loaded.device.type == "cpu"  # a GPU is not kept waiting by one call more
         self._threads = StepThreads(loaded.model)
         with ExitStack() as stack:
             stack.enter_context(attached(loaded.model))
@@ -93,7 +94,7 @@ class ModelRunner:
             rope_groups=self._rope_groups(batch.chunks),
             orders=self._orders,
             streaming=streaming,
-            only_decodes=self._ordinary and selection is None and len(tokens) == len(batch.chunks),
+            fused=self._fused and selection is None and len(tokens) == len(batch.chunks),
         )
         rows = batch.logit_rows()
         every_row = len(rows) == batch.num_tokens

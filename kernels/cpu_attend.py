@@ -13,14 +13,13 @@ from headway.kernels.cpu_compile import compiled, widen
 from headway.kernels.cpu_tile import TILE, Floats, Ints, attend_tile, begin, finish, new_tile, scale_query
 
 Strides = tuple[int, int, int]  # of a cache: page, token, head
-# Flat memory of `[R, H, D]`, and its strides.
-Rows = tuple[Any, tuple[int, int, int]]
+Strided = tuple[Any, tuple[int, int, int]]  # `flat` memory of `[R, H, D]`, and its strides
 
 
 @compiled
 def attend_all(
-    split: int, splits: int, part: tuple[int, int], query: Rows, factor: np.float32, new_keys: Rows,
-    new_values: Rows, keys: Any, key_strides: Strides, values: Any, value_strides: Strides, page_size: int,
+    split: int, splits: int, part: tuple[int, int], query: Strided, factor: np.float32, new_keys: Strided,
+    new_values: Strided, keys: Any, key_strides: Strides, values: Any, value_strides: Strides, page_size: int,
     tables: Ints, table_starts: Ints, rows: Ints, first_tokens: Ints, kv_lens: Ints, softcap: np.float32,
     sinks: Floats, dim: int, out: Floats, lse: Floats,
 ) -> None:  # fmt: skip
@@ -135,7 +134,7 @@ def _part(first: int, end: int, split: int, splits: int) -> Any:
 
 @register_jitable
 def _put(
-    new: Rows, row: int, heads: int, dim: int, cache: Any, strides: Strides, page: int, slot: int
+    new: Strided, row: int, heads: int, dim: int, cache: Any, strides: Strides, page: int, slot: int
 ) -> None:
     numbers, (row_stride, head_stride, stride) = new
     if len(numbers) > 0:
@@ -146,7 +145,7 @@ def _put(
 
 
 @register_jitable
-def _take(query: Rows, row: int, head: int, factor: np.float32, into: Floats) -> None:
+def _take(query: Strided, row: int, head: int, factor: np.float32, into: Floats) -> None:
     numbers, (row_stride, head_stride, stride) = query
     for g in range(len(into)):
         place = row * row_stride + (head + g) * head_stride

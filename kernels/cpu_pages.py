@@ -24,7 +24,7 @@ def strided(cache: Tensor) -> tuple[NDArray[Any], tuple[int, int, int]]:
     return flat(cache), (page, unit, head)
 
 
-def rows_of(tensor: Tensor) -> tuple[NDArray[Any], tuple[int, int, int]]:
+def strided_rows(tensor: Tensor) -> tuple[NDArray[Any], tuple[int, int, int]]:
     """`flat` memory of `[R, H, D]`, and its strides."""
     row, head, number = tensor.stride()
     return flat(tensor), (row, head, number)

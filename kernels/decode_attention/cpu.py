@@ -1,7 +1,7 @@
 """decode_attention on a CPU: one compiled call.
 
-Measured on an Intel Xeon within a step of needle: a sequence of 300 tokens takes 60 us a layer instead of 110
-in two calls with their checks, of which the kernel is 20.
+Measured on an Intel Xeon, in turn with storing and attending one after the other: needle's steps take 0.94 of
+the time for one sequence of 300 tokens, 0.97 for 16.
 """
 
 import torch

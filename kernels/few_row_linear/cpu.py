@@ -1,8 +1,8 @@
 """few_row_linear on a CPU: weights are read once, as fast as memory gives them, and meet all rows meanwhile.
 
 Libraries' products are made for one row or for many. Measured on an Intel Xeon, float32 weights [2816, 1024]
-from memory, one thread: 4, 8, 16 and 32 rows take 0.9, 1.0, 1.4 and 2.1 ms, PyTorch's (MKL) 1.6, 2.1, 2.2
-and 2.5; one row takes both 0.86.
+from memory, one thread: 4, 8, 16 and 32 rows take 1.0, 1.1, 1.5 and 2.3 ms, PyTorch's (MKL) 1.6, 2.2, 2.3
+and 2.6; one row takes 0.9.
 """
 
 from typing import Any
@@ -19,6 +19,7 @@ from headway.kernels.few_row_linear.cpu_tiles import HIGH, LANES, WIDE, multiply
 
 LEAST_WEIGHTS = 128 * 1024  # with fewer, calling costs more than multiplying
 SHARED_PRODUCTS = 12 * 1024 * 1024  # below, threads cost more than they save
+READ_ROWS = 6  # with fewer, reading the weights takes as long as these would take to multiply
 
 
 def worthwhile_rows(weight: Tensor) -> range:
@@ -39,7 +40,7 @@ def few_row_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         _multiply((tiles.start, tiles.stop), weights, inputs, out)
 
     tiles = range(-(-width // HIGH))
-    if len(inputs) * weights.size < SHARED_PRODUCTS:
+    if max(len(inputs), READ_ROWS) * weights.size < SHARED_PRODUCTS:
         some(tiles)
     else:
         share_out(some, tiles)

@@ -4,7 +4,7 @@ import numpy as np
 from torch import Tensor
 
 from headway.kernels.cpu_attend import attend_all
-from headway.kernels.cpu_pages import page_tables, rows_of, strided
+from headway.kernels.cpu_pages import page_tables, strided, strided_rows
 from headway.kernels.cpu_splits import Shares, in_splits, query_factor, shares_of, sink_rows
 from headway.kernels.cpu_tile import Floats
 from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
@@ -25,11 +25,11 @@ def attend_decodes(
     first_tokens, shares = plan.memo(
         ("cpu decodes", window, token), lambda: _shares(tables.kv_lens, rows, window, token)
     )
-    queries, factor = rows_of(query), query_factor(scale, softcap)
+    queries, factor = strided_rows(query), query_factor(scale, softcap)
     sink_logits = sink_rows(sinks, num_kv_heads, group)
     (keys, key_strides), (values, value_strides) = strided(key_cache), strided(value_cache)
     nothing = keys[:0], (0, 0, 0)
-    new_keys, new_values = (nothing, nothing) if new is None else map(rows_of, new)
+    new_keys, new_values = (nothing, nothing) if new is None else map(strided_rows, new)
 
     def attend(part: slice, split: int, splits: int, out: Floats, lse: Floats) -> None:
         attend_all(
