@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from headway.engine.patch import computed_by
 from headway.kernels.few_row_linear import few_row_linear, worthwhile_rows
 
 Layer = Callable[[Tensor], Tensor]
@@ -18,23 +19,17 @@ def few_row_layers(model: torch.nn.Module) -> Iterator[None]:
 
     The weights must not be replaced meanwhile.
     """
-    found = [module for module in model.modules() if type(module) is torch.nn.Linear and _plain(module)]
-    try:
-        for module in found:
-            vars(module)["forward"] = _layer(module)
+    modules = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    found: dict[torch.nn.Module, Layer] = {m: layer for m in modules if (layer := _layer(m)) is not None}
+    with computed_by(found):
         yield
-    finally:
-        for module in found:
-            vars(module).pop("forward", None)
 
 
-def _plain(module: torch.nn.Linear) -> bool:
-    return "forward" not in vars(module) and len(worthwhile_rows(module.weight)) > 0
-
-
-def _layer(module: torch.nn.Linear) -> Layer:
+def _layer(module: torch.nn.Linear) -> Layer | None:
     weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
     size, few = weight.shape[1], worthwhile_rows(weight)
+    if not few or "forward" in vars(module):
+        return None
 
     def layer(states: Tensor) -> Tensor:
         if states.numel() // size in few:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from headway.engine.patch import computed_by
+
 Norm = Callable[[Tensor], Tensor]
 
 
@@ -20,13 +22,8 @@ def fused_norms(model: torch.nn.Module) -> Iterator[None]:
     All other modules are left alone. The weights must not be replaced meanwhile.
     """
     found = {module: norm for module in model.modules() if (norm := _recognised(module)) is not None}
-    try:
-        for module, norm in found.items():
-            module.forward = norm
+    with computed_by(found):
         yield
-    finally:
-        for module in found:
-            vars(module).pop("forward", None)
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
 """Attaching our attention to an unmodified Hugging Face model, and taking it off again."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from headway.engine import latent
@@ -45,6 +46,18 @@ def attached(model: PreTrainedModel, mask: Callable[..., Any] | None = None) -> 
             config._attn_implementation_internal = implementation
         AttentionInterface._global_mapping.pop(name, None)
         AttentionMaskInterface._global_mapping.pop(name, None)
+
+
+@contextmanager
+def computed_by(forwards: Mapping[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor]]) -> Iterator[None]:
+    """Let each of these modules compute by a function of ours, on the instance; undone on leaving."""
+    try:
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward
+        yield
+    finally:
+        for module in forwards:
+            vars(module).pop("forward", None)
 
 
 def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:

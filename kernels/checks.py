@@ -53,6 +53,15 @@ def plan_pages(plan: "AttentionPlan", key_cache: Tensor) -> None:
         )
 
 
+def one_token_each(plan: "AttentionPlan", batch: int) -> None:
+    """As many sequences as the query has rows, each with one new token."""
+    if plan.num_tokens != batch or len(plan.host_kv_lens) != batch:
+        raise ValueError(
+            f"plan must be of {batch} sequences with one new token each, as query, "
+            f"not of {len(plan.host_kv_lens)} with {plan.num_tokens}"
+        )
+
+
 def listed_units(
     query: Tensor,
     key_cache: Tensor,
@@ -68,11 +77,7 @@ def listed_units(
     if len(shape) != 3 or shape[2] != dim or shape[1] == 0 or shape[1] % num_kv_heads:
         raise ValueError(f"query must be [B, a multiple of {num_kv_heads} heads, {dim}], not {tuple(shape)}")
     batch = shape[0]
-    if plan.num_tokens != batch or len(plan.host_kv_lens) != batch:
-        raise ValueError(
-            f"plan must be of {batch} sequences with one new token each, as query, "
-            f"not of {len(plan.host_kv_lens)} with {plan.num_tokens}"
-        )
+    one_token_each(plan, batch)
     plan_pages(plan, key_cache)
     if unit < 1 or page_size % unit:
         raise ValueError(f"unit must divide the page size of {page_size}, not be {unit}")

@@ -37,9 +37,7 @@ def decode_attention(
     _, _, num_kv_heads, key_dim = key_cache.shape
     checks.query_heads(query, "B", "cache", num_kv_heads, key_dim)
     batch = query.shape[0]
-    if not batch == plan.num_tokens == len(plan.host_kv_lens):
-        got = f"{len(plan.host_kv_lens)} with {plan.num_tokens}"
-        raise ValueError(f"plan must be of {batch} sequences with one new token each, as query, not of {got}")
+    checks.one_token_each(plan, batch)
     if key.shape != (batch, num_kv_heads, key_dim):
         raise ValueError(f"key must be {(batch, num_kv_heads, key_dim)}, not {tuple(key.shape)}")
     if value.shape != (batch, num_kv_heads, value_cache.shape[3]):

@@ -5,9 +5,7 @@ matmul + softmax tiles (0.6-0.8 of its rate; `cpu_tiled.py` keeps them for softc
 head size) and over one masked call (0.75-0.9): prefix without mask + causal diagonal.
 """
 
-from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +27,7 @@ def paged_attention(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     decodes, chunks = kinds(plan)
     if not chunks:  # what a decode step is
-        decoded, lse = _decodes(
+        decoded, lse = attend_decodes(
             query, key_cache, value_cache, plan, decodes, scale, window, softcap, sinks
         )  # fmt: skip
         return (decoded.to(query.dtype) if out is None else out.copy_(decoded)), lse
@@ -51,7 +49,7 @@ def paged_attention(
         add_sinks(out, lse, sinks)
     if len(decodes):
         tokens = torch.tensor([plan.host_starts[b] for b in decodes])
-        decoded, lse[tokens] = _decodes(
+        decoded, lse[tokens] = attend_decodes(
             query[tokens], key_cache, value_cache, plan, decodes, scale, window, softcap, sinks
         )  # fmt: skip
         out[tokens] = decoded.to(out.dtype)
@@ -65,10 +63,6 @@ def kinds(plan: AttentionPlan) -> tuple[Numbers, list[int]]:
 
 def _kinds(lengths: Numbers) -> tuple[Numbers, list[int]]:
     return np.flatnonzero(lengths == 1), np.flatnonzero(lengths > 1).tolist()
-
-
-def _decodes(*args: Any) -> Iterator[Tensor]:
-    return map(torch.from_numpy, attend_decodes(*args))
 
 
 def _flash(

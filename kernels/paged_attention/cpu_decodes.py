@@ -1,6 +1,7 @@
 """Decodes on a CPU: one compiled call for all of a batch, whatever their lengths and wherever their pages."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from headway.kernels.cpu_attend import attend_all
@@ -13,7 +14,7 @@ from headway.kernels.paged_attention.plan import AttentionPlan, Numbers
 def attend_decodes(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan, rows: Numbers, scale: float,
     window: int | None, softcap: float | None, sinks: Tensor | None, new: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Floats, Floats]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """query `[R, Hq, Dk]` of the sequences `rows`; out `[R, Hq, Dv]` and lse `[R, Hq]` in fp32.
 
     new: key `[R, Hkv, Dk]` and value `[R, Hkv, Dv]`, which are stored as each sequence's last.
@@ -39,7 +40,7 @@ def attend_decodes(
         )  # fmt: skip
 
     out, lse = in_splits(attend, shares, (len(rows), num_kv_heads, group, value_dim))
-    return out.reshape(len(rows), -1, value_dim), lse.reshape(len(rows), -1)
+    return torch.from_numpy(out).flatten(1, 2), torch.from_numpy(lse).flatten(1)
 
 
 def _shares(kv_lens: Numbers, rows: Numbers, window: int | None, token: int) -> tuple[Numbers, Shares]:
